@@ -1,0 +1,187 @@
+"""The command line: python -m imbook data | list | run | status | table | provenance."""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from imbook import data, results
+from imbook.experiments import TABLES, run
+
+
+def main(arguments=None):
+    """Parse and carry out one command; returns the exit status."""
+    parser = argparse.ArgumentParser("imbook", description="The experiments of the book: data, queue and records.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("data", help="download and check data sets")
+    command.add_argument("names", nargs="+", choices=list(data.SOURCES))
+    commands.add_parser("list", help="the tables, their cells and seeds")
+    commands.add_parser("status", help="what is done, pending and stale").add_argument("--out", default="runs")
+    commands.add_parser("provenance", help="where the records come from, as a Markdown table")
+    command = commands.add_parser("table", help="print a table from the records")
+    command.add_argument("table", choices=list(TABLES))
+    command.add_argument("--out", default="runs")
+    command = commands.add_parser("run", help="run what is missing of some tables")
+    command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, "all"])
+    command.add_argument("--cell", action="append", help="only the cells whose label holds this text")
+    command.add_argument("--seeds", type=int, help="only the first k sets of seeds")
+    command.add_argument("--device", default=None, choices=["cpu", "cuda"], help="default: the table's own")
+    command.add_argument("--budget", type=_seconds, help="stop cleanly after this time, such as 90s, 9m or 2h")
+    command.add_argument("--out", default="runs", help="folder for new records (default: runs)")
+    command.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th run from the I-th, I = 1 .. N"
+    )
+    command.add_argument("--dry", action="store_true", help="two steps a run, kept out of every table")
+    options = parser.parse_args(arguments)
+    return globals()[f"_{options.command}"](options)
+
+
+def _data(options):
+    for name in options.names:
+        print(f"{name}: whole in {data.download(name)}")
+    return 0
+
+
+def _list(options):
+    for name, table in TABLES.items():
+        print(f"{name}: {table.title} ({table.device}, {len(table.runs())} runs)")
+        for cell in table.cells:
+            print(
+                f"  {cell.label}: {cell.net}, {cell.method}({', '.join(f'{k}={v}' for k, v in cell.hyper.items())}), {cell.protocol.name}"
+            )
+    return 0
+
+
+def _status(options):
+    records = results.load(options.out)
+    rows = []
+    for name, table in TABLES.items():
+        runs = results.frame(table, records=records)
+        sources = runs["record"].map(lambda r: r["source"] != results.source_hash())
+        planned = len(table.runs())
+        rows.append(
+            dict(
+                table=name,
+                planned=planned,
+                done=len(runs),
+                pending=planned - len(runs),
+                stale=int(runs["stale"].sum()),
+                older_source=int(sources.sum()),
+            )
+        )
+    print(pd.DataFrame(rows).to_string(index=False))
+    return 0
+
+
+def _table(options):
+    _print_table(TABLES[options.table], options.out)
+    return 0
+
+
+def _print_table(table, out):
+    shown = results.summary(table, out).rename(columns={"mean": f"{table.metric}, mean"})
+    print(f"\n{table.title}: {table.metric.replace('_', ' ')} in per cent, mean and sd over the seeds")
+    print(shown.to_string(float_format=lambda v: f"{v:.2f}", na_rep="-"))
+
+
+def _provenance(options):
+    print(results.provenance_table(TABLES))
+    return 0
+
+
+def _run(options):
+    names = list(TABLES) if "all" in options.tables else options.tables
+    deadline = time.monotonic() + options.budget if options.budget else float("inf")
+    out, longest, stopped = Path(options.out), {}, None
+    queue = _missing(names, options)
+    length = lambda cell: 2 if options.dry else cell.protocol.epochs  # noqa: E731
+    bar = tqdm(total=sum(length(cell) for _, cell, _ in queue), unit="epoch", disable=not queue)
+
+    def tick(epoch, row):
+        bar.update()
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    try:
+        for name, cell, seeds in queue:
+            device = options.device or TABLES[name].device
+            if device == "cpu":
+                torch.set_num_threads(1)
+            key = ("dry-" if options.dry else "") + cell.key(seeds)
+            if time.monotonic() + longest.get(name, 0) > deadline:
+                raise TimeoutError
+            with results.claim(out, key) as mine:
+                if not mine or (out / f"{key}.json").exists():
+                    bar.update(length(cell))
+                    continue
+                bar.set_description(f"{name}: {cell.label}, seeds {'/'.join(map(str, seeds.values()))}")
+                began, checkpoint = time.monotonic(), out / "checkpoints" / f"{key}.pt"
+                results.save(run(cell, seeds, device, None if options.dry else checkpoint, tick, options.dry), out)
+                checkpoint.unlink(missing_ok=True)
+                longest[name] = max(longest.get(name, 0), time.monotonic() - began)
+    except TimeoutError:
+        stopped = "the budget is spent"
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    bar.close()
+    if not options.dry:
+        for name in names:
+            _finish(name, out)
+    if stopped:
+        print(f"{stopped}: {len(_missing(names, options))} runs are missing; the same command goes on from here")
+    return 130 if stopped == "interrupted" else 0
+
+
+def _missing(names, options):
+    have, seen, queue = results.load(options.out), set(), []
+    for name in names:
+        table = TABLES[name]
+        for cell, seeds in table.runs():
+            key = ("dry-" if options.dry else "") + cell.key(seeds)
+            wanted = seeds in table.seeds[: options.seeds] and (
+                not options.cell or any(c in cell.label for c in options.cell)
+            )
+            if wanted and key not in have and key not in seen:
+                seen.add(key)
+                queue.append((name, cell, seeds))
+    shard, shards = options.shard
+    return queue[shard::shards]
+
+
+def _finish(name, out):
+    table = TABLES[name]
+    _print_table(table, out)
+    runs = results.frame(table, out)
+    if runs.empty:
+        return
+    from imbook import plots
+
+    results.archive([{k: v for k, v in r.items() if k != "file"} for r in runs["record"]], out / f"{name}.jsonl.gz")
+    plots.strip(runs, table.metric).figure.savefig(out / f"{name}.png", bbox_inches="tight")
+    print(f"records: {out / name}.jsonl.gz, figure: {out / name}.png")
+
+
+def _seconds(text):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number and s, m or h, such as 9m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _shard(text):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 1 to N, such as 1/4")
+    return int(match[1]) - 1, int(match[2])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"imbook: {error}")

@@ -1,0 +1,248 @@
+"""Every table of the book as data: a row is a `Cell`, a run is a cell with three named seeds, and its record has a key.
+
+`python -m imbook list` prints what is here; `python -m imbook run TABLE` runs what is missing.
+"""
+
+import hashlib
+import json
+import resource
+import time
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+
+from imbook import data, metrics, nets
+from imbook.methods import METHODS
+from imbook.results import provenance, rounded
+from imbook.train import Protocol, evaluate, fit
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is trained, held out and tested.
+
+    data: a name for `imbook.data.load`. profile: 'long_tailed', 'step', 'reduced', 'pair' or 'balanced', with its ratio or share.
+    n_max: size of the largest class (of 'pair': of the whole set). valid: images a class held out first, balanced.
+    order: 'index' (the field's class order) or 'seed' (permuted by the seed `order`). draw: 'seed', or 'file'
+    (validation the last images of a class in file order, training the first). classes: the classes kept (pair: majority,
+    minority) or, for 'reduced', the number of classes that lose images. train_on_valid: add the held-out images to the
+    training set; a method may still measure on them, but nothing is selected there.
+    """
+
+    data: str
+    profile: str = "long_tailed"
+    ratio: float | None = None
+    share: float | None = None
+    n_max: int | None = None
+    valid: int = 0
+    order: str = "index"
+    draw: str = "seed"
+    classes: tuple[int, ...] = ()
+    reduce: int = 0
+    train_on_valid: bool = False
+
+    def indices(self, y, seeds):
+        """Positions of the training and of the validation images in y; the latter None where valid is 0."""
+        seed = seeds["draw"] if self.draw == "seed" else None
+        rest, valid = data.holdout(y, self.valid, seed) if self.valid else (torch.arange(len(y)), None)
+        order = data.class_order(int(y.max()) + 1, seeds["order"] if self.order == "seed" else None)
+        kept = {
+            "long_tailed": lambda z: data.long_tailed(z, self.ratio, seed, self.n_max, order),
+            "step": lambda z: data.step(z, self.ratio, seed, self.n_max, order),
+            "reduced": lambda z: data.reduced(z, order[: self.reduce].tolist(), self.share, seed),
+            "pair": lambda z: data.pair(z, self.n_max, self.share, seed),
+            "balanced": lambda z: data.draw(z, [self.n_max or n for n in data.counts(z).tolist()], seed),
+        }[self.profile](y[rest])
+        train = rest[kept]
+        return (torch.cat([train, valid]) if self.train_on_valid else train), valid
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: what is run, how many seeds, and which number of a paper stands beside it.
+
+    label: the row's name in the table; fact: a key of records/paper_facts.json. Neither belongs to the run's identity.
+    """
+
+    label: str
+    split: Split
+    net: str
+    protocol: Protocol
+    method: str = "CrossEntropy"
+    hyper: dict = field(default_factory=dict)
+    fact: str | None = None
+
+    def identity(self, seeds):
+        """All that the result depends on, as plain data; two cells with equal identity share one record."""
+        split, protocol = _changed(self.split), _changed(self.protocol)
+        del protocol["name"]
+        used = {k: seeds[k] for k in ("order", "draw") if getattr(self.split, k) == "seed"} | {"train": seeds["train"]}
+        plain = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper, seeds=used)
+        return json.loads(json.dumps(plain))
+
+    def key(self, seeds):
+        """The record's name: 16 hexadecimal digits of the identity's sha256."""
+        return hashlib.sha256(json.dumps(self.identity(seeds), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the book: its cells, and the seeds that each of them is run with, most valuable first."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[dict, ...]
+    device: str = "cpu"
+    metric: str = "balanced_accuracy"
+
+    def runs(self):
+        """(cell, seeds) pairs, all cells of a seed before the next seed, without repeats."""
+        seen = {}
+        for seeds in self.seeds:
+            for cell in self.cells:
+                seen.setdefault(cell.key(seeds), (cell, seeds))
+        return list(seen.values())
+
+
+def make(cell, seeds, device="cpu", dry=False):
+    """Network, method and the three `Batches` (train, valid, test) of one run, before training.
+
+    dry: keep one batch of training images and a few of the others, with the true class counts.
+    """
+    images, test_images = data.load(cell.split.data)
+    if cell.split.profile == "pair":
+        images, test_images = images.only(cell.split.classes), test_images.only(cell.split.classes)
+    index, valid = cell.split.indices(images.y, seeds)
+    n = data.counts(images.y[index], len(images.classes))
+    test = torch.arange(len(test_images.y))
+    if dry:
+        some = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[: cell.protocol.batch]
+        index, test = index[some], test[:: len(test) // 100]
+        valid = None if valid is None else valid[:: max(1, len(valid) // 100)]
+    p, channels, size = cell.protocol, *images.x.shape[1:3]
+    torch.manual_seed(seeds["train"])
+    arguments = dict(inputs=channels * size**2) if cell.net == "mlp" else dict(channels=channels)
+    net = NETS[cell.net](classes=len(images.classes), **arguments)
+    method = METHODS[cell.method](n, **cell.hyper)
+    train = data.Batches(images, index, p.batch, seeds["train"], p.crop, p.flip, device)
+    held = None if valid is None else data.Batches(images, valid, device=device)
+    return net, method, train, held, data.Batches(test_images, test, device=device)
+
+
+def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
+    """Train one cell with one set of seeds; returns its record, a dict of plain data (see `imbook.results`).
+
+    seeds: dict(order=, draw=, train=). device: 'cpu' or 'cuda'. checkpoint: a file to resume from. tick: see `fit`.
+    dry: two steps in two epochs through the same code; the record is marked and kept out of every table.
+    """
+    if dry:
+        cell = replace(cell, protocol=replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1))
+    net, method, train, valid, test = make(cell, seeds, device, dry)
+    groups = None if len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    curve = fit(
+        net,
+        method,
+        train,
+        valid,
+        test,
+        protocol=cell.protocol,
+        seed=seeds["train"],
+        groups=groups,
+        checkpoint=checkpoint,
+        tick=tick,
+    )
+    scores, y = evaluate(net, test, method)
+    if isinstance(scores, tuple):
+        labels = [(s, y[:, j]) for j, s in enumerate(scores)]
+    else:
+        labels = [(scores, y)]
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+    each = [metrics.summary(s, z) for s, z in labels]
+    return dict(
+        key=("dry-" if dry else "") + cell.key(seeds),
+        dry=dry,
+        **cell.identity(seeds),
+        n=train.n.tolist(),
+        groups=None if groups is None else groups.tolist(),
+        metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
+        confusion=[metrics.confusion(s, z).tolist() for s, z in labels],
+        auprc=[rounded(metrics.auprc(s, z).tolist()) for s, z in labels],
+        curve=[{k: rounded(v) for k, v in row.items()} for row in curve],
+        seconds=round(time.perf_counter() - began, 2),
+        train_seconds=round(curve[-1]["seconds"], 2),
+        peak_mb=round(peak),
+        method_version=METHODS[cell.method].version,
+        **provenance(device),
+    )
+
+
+def _changed(settings):
+    """The fields that differ from their default: a field added later does not change the keys of older records."""
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if getattr(settings, f.name) != f.default}
+
+
+NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet32, nets.dos_net)}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Protocols. The CPU ones are ours, chosen so that cross entropy has converged; the others are the papers'.
+
+DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, weight_decay=5e-4, cosine=True, watch=2)
+SMALL = Protocol("small", epochs=30, batch=64, lr=0.05, weight_decay=5e-4, cosine=True, watch=2)
+CIFAR_SHORT = Protocol(
+    "cifar-short", epochs=12, batch=128, lr=0.1, weight_decay=5e-4, warmup=1, cosine=True, crop=4, flip=True
+)
+
+
+def together(k):
+    """k sets of seeds in which order, draw and training change together."""
+    return tuple(dict(order=s, draw=s, train=s) for s in range(k))
+
+
+def crossed(k):
+    """k^3 sets of seeds: every order with every draw with every training seed."""
+    return tuple(dict(order=o, draw=d, train=t) for o in range(k) for d in range(k) for t in range(k))
+
+
+def rows(split, net, protocol, *methods):
+    """Cells that share everything but the method: each of `methods` is (label, method, hyper-parameters[, fact])."""
+    return tuple(Cell(label, split, net, protocol, method, hyper, *fact) for label, method, hyper, *fact in methods)
+
+
+CE = ("cross entropy", "CrossEntropy", {})
+BASELINES = (
+    CE,
+    ("inverse frequency", "Weighted", {"scheme": "inverse"}),
+    ("class-balanced", "Weighted", {"scheme": "effective", "beta": 0.999}),
+    ("focal", "Focal", {"gamma": 1.0}),
+    ("over-sampling", "OverSampling", {}),
+    ("logit adjustment", "LogitAdjusted", {"tau": 1.0}),
+    ("balanced softmax", "BalancedSoftmax", {"tau": 1.0}),
+)
+
+DIGITS_LT = Split("digits", ratio=20, n_max=120, order="seed")
+FASHION_LT = Split("fashion-mnist", ratio=100, n_max=2000, valid=100, order="seed")
+MNIST_LT = replace(FASHION_LT, data="mnist")
+CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
+
+TABLES = {
+    "digits": Table("Digits, long-tailed, ratio 20", rows(DIGITS_LT, "mlp", DIGITS, CE, BASELINES[1]), together(3)),
+    "fashion": Table(
+        "Fashion-MNIST, long-tailed, ratio 100", rows(FASHION_LT, "lenet", SMALL, *BASELINES), together(10)
+    ),
+    "mnist": Table("MNIST, long-tailed, ratio 100", rows(MNIST_LT, "lenet", SMALL, *BASELINES), together(10)),
+    "cifar10": Table(
+        "CIFAR-10, long-tailed, ratio 100, short protocol",
+        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES),
+        together(3),
+    ),
+    "fashion-seeds": Table(
+        "Fashion-MNIST: order, draw and training seeds crossed", rows(FASHION_LT, "lenet", SMALL, CE), crossed(4)
+    ),
+}

@@ -1,0 +1,146 @@
+"""The simple methods every other one is held against. Chapter 02 compares them."""
+
+import torch
+import torch.nn.functional as F
+
+from imbook.train import Method
+
+
+class CrossEntropy(Method):
+    """Plain cross entropy, mean over the batch, summed over the labels where an image has several (y (B, labels))."""
+
+    def __init__(self, n=None):
+        super().__init__()
+
+    def forward(self, net, x, y, i):
+        logits = net(x)  # (B, C)
+        if isinstance(logits, tuple):
+            return sum(F.cross_entropy(z, y[:, j]) for j, z in enumerate(logits))
+        return F.cross_entropy(logits, y)
+
+
+def inverse_frequency(n):
+    """w_c proportional to 1 / n_c, mean 1: float32 (C,). n: images a class, (C,), each at least 1."""
+    return _mean_one(1 / n.double())
+
+
+def effective_number(n, beta=0.999):
+    """w_c proportional to (1 - beta) / (1 - beta^n_c), mean 1: float32 (C,). beta 0: all 1; to 1: inverse frequency.
+
+    Source: Cui et al. 2019, equation 3 and section 4 (class-balanced loss). ValueError for beta outside [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta {beta}: choose from 0 up to, but not including, 1")
+    return _mean_one((1 - beta) / (1 - beta ** n.double()))
+
+
+def _mean_one(w):
+    if not w.isfinite().all():
+        raise ValueError("a class without images has no weight: leave it out of the set")
+    return (w / w.mean()).float()
+
+
+class Weighted(Method):
+    """Cross entropy with a weight a class: the mean over the samples of w_y * -log p_y.
+
+    scheme: 'inverse' (`inverse_frequency`) or 'effective' (`effective_number` with `beta`). start: weights are 1 before
+    this epoch (deferred re-weighting, Cao et al. 2019). The mean is over samples, not over weights: torch's
+    cross_entropy(weight=...) divides by the batch's sum of weights instead.
+    """
+
+    def __init__(self, n, scheme="inverse", beta=0.999, start=0):
+        super().__init__()
+        if scheme not in ("inverse", "effective"):
+            raise ValueError(f"scheme {scheme!r}: choose 'inverse' or 'effective'")
+        self.start = start
+        self.register_buffer("target", inverse_frequency(n) if scheme == "inverse" else effective_number(n, beta))
+        self.register_buffer("w", torch.ones_like(self.target))  # (C,)
+
+    def forward(self, net, x, y, i):
+        return (self.w[y] * F.cross_entropy(net(x), y, reduction="none")).mean()
+
+    def update(self, epoch, net, train, valid):
+        if epoch == self.start:
+            self.w.copy_(self.target)
+        return {}
+
+
+class Focal(Method):
+    """Focal loss: the mean of (1 - p_y)^gamma * -log p_y. gamma 0 is cross entropy. Source: Lin et al. 2017, equation 4."""
+
+    def __init__(self, n=None, gamma=1.0):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma {gamma}: at least 0")
+        self.gamma = gamma
+
+    def forward(self, net, x, y, i):
+        log_p = F.log_softmax(net(x), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
+        return (-((-torch.expm1(log_p)).clamp(min=0) ** self.gamma) * log_p).mean()
+
+
+def over_sample(y, generator=None):
+    """Positions in y such that every class appears n_max times: int64 (C * n_max,).
+
+    Each class is repeated whole as often as it fits; the remainder is drawn without replacement. y: int64 (N,).
+    """
+    n = torch.bincount(y)
+    picked = []
+    for c, size in enumerate(n.tolist()):
+        there = torch.nonzero(y == c).flatten()
+        whole, rest = divmod(int(n.max()), max(size, 1)) if size else (0, 0)
+        extra = there[
+            torch.randperm(size, generator=generator, device=generator.device if generator else None).to(y.device)[
+                :rest
+            ]
+        ]
+        picked += [there.repeat(whole), extra]
+    return torch.cat(picked)
+
+
+class OverSampling(CrossEntropy):
+    """Cross entropy on random over-sampling: each epoch visits every class n_max times. Source: Chawla et al. 2002, baseline."""
+
+    def update(self, epoch, net, train, valid):
+        train.order = over_sample(train.y)
+        return {}
+
+
+class LogitAdjusted(CrossEntropy):
+    """Cross entropy in training; at test time the scores are logits - tau * log(n_c / N). Source: Menon et al. 2021, section 4.1."""
+
+    def __init__(self, n, tau=1.0):
+        super().__init__()
+        self.register_buffer("shift", tau * (n / n.sum()).log())  # (C,)
+
+    def predict(self, net, x):
+        return net(x) - self.shift
+
+
+class BalancedSoftmax(Method):
+    """Cross entropy of logits + tau * log(n_c / N): the logit-adjusted loss. Source: Menon et al. 2021, equation 10; Ren et al. 2020."""
+
+    def __init__(self, n, tau=1.0):
+        super().__init__()
+        self.register_buffer("shift", tau * (n / n.sum()).log())  # (C,)
+
+    def forward(self, net, x, y, i):
+        return F.cross_entropy(net(x) + self.shift, y)
+
+
+class LDAM(Weighted):
+    """Label-distribution-aware margins with deferred re-weighting: needs a network whose head is `imbook.nets.CosineHead`.
+
+    The margin of class c is proportional to n_c^(-1/4), the largest `margin`; logits are scaled by `scale`.
+    Source: Cao et al. 2019, equations 13 and 14.
+    """
+
+    def __init__(self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160):
+        super().__init__(n, scheme, beta, start)
+        m = n.double() ** -0.25
+        self.scale = scale
+        self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
+
+    def forward(self, net, x, y, i):
+        cosine = net(x) - F.one_hot(y, len(self.m)) * self.m  # (B, C)
+        return (self.w[y] * F.cross_entropy(self.scale * cosine, y, reduction="none")).mean()

@@ -1,0 +1,281 @@
+"""One run, one record: plain data with its provenance. Saved atomically, loaded as a DataFrame, summarised with spread.
+
+Records are committed below imbook/records, one compressed file a table; `python -m imbook run` writes new ones elsewhere.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+PACKAGE = Path(__file__).parent
+RECORDS = PACKAGE / "records"
+SEEDS = ["order_seed", "draw_seed", "train_seed"]
+
+
+def rounded(value, digits=5):
+    """Plain data with floats rounded to that many significant digits; tensors become lists. For compact records."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [rounded(v, digits) for v in value]
+    if isinstance(value, dict):
+        return {k: rounded(v, digits) for k, v in value.items()}
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+@cache
+def source_hash():
+    """sha256 of the package's Python files: 12 hexadecimal digits."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return hashlib.sha256(
+        b"".join(f.relative_to(PACKAGE).as_posix().encode() + f.read_bytes() for f in files)
+    ).hexdigest()[:12]
+
+
+def provenance(device):
+    """Where and with what a run is made: device name, threads, versions, commit, hash of the package's source, UTC time."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    git = subprocess.run(["git", "-C", PACKAGE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return dict(
+        device=name,
+        threads=torch.get_num_threads(),
+        versions=dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "numpy")}),
+        commit=git.stdout.strip() or None,
+        source=source_hash(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _processor():
+    with contextlib.suppress(OSError, StopIteration):
+        return next(s.split(":")[1].strip() for s in open("/proc/cpuinfo") if s.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def save(record, folder):
+    """Write one record to folder/KEY.json, whole or not at all; returns the path."""
+    path = Path(folder) / f"{record['key']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(record, separators=(",", ":"), allow_nan=True))
+    os.replace(part, path)
+    return path
+
+
+def archive(records, path):
+    """Write records into one compressed file, one a line, sorted by key: the same records give the same bytes."""
+    lines = "".join(
+        json.dumps(r, separators=(",", ":"), sort_keys=True) + "\n" for r in sorted(records, key=lambda r: r["key"])
+    )
+    part = Path(path).with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    os.replace(part, path)
+
+
+def load(folder=None):
+    """All records, {key: record}: the package's, then those of `folder` (single files and archives), the latest of a key.
+
+    Raises ValueError naming the file where one cannot be read.
+    """
+    records = {}
+    for path in [*sorted(RECORDS.glob("*.jsonl.gz")), *(sorted(Path(folder).glob("*.json*")) if folder else [])]:
+        try:
+            text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+            for record in map(json.loads, text.splitlines()):
+                if record["key"] not in records or record["time"] >= records[record["key"]]["time"]:
+                    records[record["key"]] = {**record, "file": path.name}
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a readable record ({error!r}): remove it, and run its table again"
+            ) from error
+    return records
+
+
+@contextlib.contextmanager
+def claim(folder, key):
+    """Hold the right to make one record; yields False where another worker on this file system holds it.
+
+    The lock is the operating system's and ends with the process, however that ends.
+    """
+    import fcntl  # POSIX only, and only where runs are made
+
+    path = Path(folder) / "locks" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def frame(table, folder=None, records=None):
+    """The finished runs of a table: a DataFrame, one row a run, sorted by cell and seeds.
+
+    table: an `imbook.experiments.Table`. Columns: label, order_seed, draw_seed, train_seed, every metric in per cent,
+    seconds, stale (the method's mathematics has changed since), record (the whole record).
+    """
+    from imbook.methods import METHODS
+
+    records = load(folder) if records is None else records
+    found = [
+        {
+            "label": cell.label,
+            **{f"{k}_seed": v for k, v in seeds.items()},
+            **{k: 100 * v for k, v in r["metrics"].items()},
+            "seconds": r["seconds"],
+            "stale": r["method_version"] != METHODS[cell.method].version,
+            "record": r,
+        }
+        for cell in table.cells
+        for seeds in table.seeds
+        if (r := records.get(cell.key(seeds))) is not None and not r["dry"]
+    ]
+    return pd.DataFrame(found, columns=None if found else ["label", *SEEDS, table.metric, "seconds", "stale", "record"])
+
+
+def curves(runs):
+    """The curves of the runs of `frame`, long: one row a run and evaluated epoch, with label and seeds beside it."""
+    return pd.DataFrame(
+        {**run[["label", *SEEDS]], **row, "run": run["record"]["key"]}
+        for _, run in runs.iterrows()
+        for row in run["record"]["curve"]
+    )
+
+
+def facts():
+    """The numbers of the papers that are known, {key: dict(value, mark, source)}; see the book's provenance page."""
+    return json.loads((RECORDS / "paper_facts.json").read_text())
+
+
+def provenance_table(tables):
+    """Where the committed records come from: a Markdown table, a row an experiment table and device. tables: {name: Table}."""
+    records = load()
+    lines = [
+        "| table | runs | device | threads | torch | python | core hours | from | to |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, table in tables.items():
+        runs = list(frame(table, records=records)["record"])
+        groups = {}
+        for r in runs:
+            groups.setdefault((r["device"], r["threads"], r["versions"]["torch"], r["versions"]["python"]), []).append(
+                r
+            )
+        for where, some in groups.items():
+            hours = sum(r["seconds"] * r["threads"] for r in some) / 3600
+            days = sorted(r["time"][:10] for r in some)
+            cells = [name, f"{len(some)} of {len(table.runs())}", *where, f"{hours:.2f}", days[0], days[-1]]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        if not runs:
+            lines.append(f"| {name} | 0 of {len(table.runs())} | pending |" + " |" * 6)
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Summaries and verdicts. The rules are fixed here, before the runs, and every chapter uses them.
+
+
+def summary(table, folder=None, records=None):
+    """One row a cell: runs done of those planned, mean and sd over the runs, the paper's number with its mark, the verdict."""
+    runs, known = frame(table, folder, records), facts()
+    rows = []
+    for cell in table.cells:
+        values = runs.loc[runs["label"] == cell.label, table.metric]
+        fact = known[cell.fact] if cell.fact else {}
+        rows.append(
+            {
+                "label": cell.label,
+                "done": len(values),
+                "planned": len({cell.key(s) for s in table.seeds}),
+                "mean": values.mean(),
+                "sd": values.std(),
+                "paper": fact.get("value"),
+                "mark": fact.get("mark", ""),
+                "verdict": reproduction(fact.get("value"), values),
+            }
+        )
+    return pd.DataFrame(rows).set_index("label")
+
+
+def reproduction(paper, values):
+    """The verdict on one number of a paper, in points: a string.
+
+    'reproduced': within 1 point of the mean of our runs, or inside their 95 % t-interval; 'within x points': within 3, x
+    rounded up; else 'not reproduced'. 'not available' without the paper's number, 'pending' without runs.
+    """
+    if paper is None:
+        return "not available"
+    if not len(values):
+        return "pending"
+    gap = abs(values.mean() - paper)
+    if gap <= max(1, _half_width(values)):
+        return "reproduced"
+    return f"within {int(-(-gap // 1))} points" if gap <= 3 else "not reproduced"
+
+
+def compare(runs, baseline, metric="balanced_accuracy"):
+    """Differences to one row, paired over the seeds: a DataFrame, one row a label.
+
+    Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference this n
+    can tell from none), p (Wilcoxon signed rank, exact, two-sided), p_holm (corrected over the rows), verdict (`claim_verdict`).
+    Raises ValueError where the baseline has no runs.
+    """
+    from scipy.stats import wilcoxon
+
+    wide = runs.pivot_table(index=SEEDS, columns="label", values=metric, sort=False)
+    if baseline not in wide:
+        raise ValueError(f"no runs of {baseline!r}: choose from {list(wide)}")
+    rows = []
+    for label in wide.columns.drop(baseline):
+        d = (wide[label] - wide[baseline]).dropna()
+        half = _half_width(d)
+        p = wilcoxon(d).pvalue if (d != 0).any() else 1.0
+        rows.append(
+            dict(
+                label=label,
+                n=len(d),
+                difference=d.mean(),
+                low=d.mean() - half,
+                high=d.mean() + half,
+                resolves=half,
+                p=p,
+            )
+        )
+    table = pd.DataFrame(rows).set_index("label")
+    by_p = table["p"].sort_values()
+    table["p_holm"] = (by_p * range(len(by_p), 0, -1)).cummax().clip(upper=1)
+    table["verdict"] = [claim_verdict(*row) for row in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
+    return table
+
+
+def claim_verdict(n, low, high, p_holm):
+    """Whether 'better than the baseline' holds: 'holds' where the whole interval is above 0 and p_holm < 0.05, else 'does not hold'.
+
+    'reversed' where it holds the other way round; 'not tested' with fewer than 6 pairs, where no signed-rank test can reach 0.05.
+    """
+    if n < 6:
+        return "not tested"
+    if p_holm < 0.05 and (low > 0 or high < 0):
+        return "holds" if low > 0 else "reversed"
+    return "does not hold"
+
+
+def _half_width(values):
+    from scipy.stats import t
+
+    n = len(values)
+    return t.ppf(0.975, n - 1) * values.std() / n**0.5 if n > 1 else float("nan")

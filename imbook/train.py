@@ -1,0 +1,272 @@
+"""One plain training loop for every method of the book, its protocol, and checkpoints that resume bit for bit.
+
+Chapter 02 builds `fit` line by line.
+"""
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imbook.metrics import confusion, recall
+from imbook.nets import prior_bias
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The contract of an experiment: all that training depends on besides data, network, method and seeds.
+
+    epochs, batch: passes over the training set and samples a step. lr, momentum, weight_decay: of SGD.
+    warmup: epochs of linear warm-up. milestones, decay: the rate is multiplied by `decay` from each of these epochs on;
+    cosine: instead, half a cosine from lr to 0. crop, flip: augmentation (see `imbook.data.Batches`).
+    prior_bias: start the head's bias at -log(C - 1) and exempt it from weight decay. watch: evaluate every that many
+    epochs, and at the last. Change one with dataclasses.replace. ValueError for values that cannot be.
+    """
+
+    name: str
+    epochs: int
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: int = 0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    cosine: bool = False
+    crop: int = 0
+    flip: bool = False
+    prior_bias: bool = False
+    watch: int = 1
+
+    def __post_init__(self):
+        if min(self.epochs, self.batch, self.watch) < 1 or self.lr <= 0 or not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"{self}: epochs, batch and watch start at 1, lr above 0, and warmup ends before epochs")
+        if self.cosine and self.milestones:
+            raise ValueError(f"{self}: a cosine schedule has no milestones")
+
+
+def learning_rate(protocol, epoch):
+    """The learning rate of one epoch (0, 1, ...): a pure function of the protocol.
+
+    >>> p = Protocol("demo", epochs=200, lr=0.1, warmup=5, milestones=(160, 180), decay=0.01)
+    >>> [round(learning_rate(p, e), 7) for e in (0, 4, 5, 159, 160, 180)]
+    [0.02, 0.1, 0.1, 0.1, 0.001, 1e-05]
+    """
+    if epoch < protocol.warmup:
+        return protocol.lr * (epoch + 1) / protocol.warmup
+    if protocol.cosine:
+        return (
+            protocol.lr * (1 + math.cos(math.pi * (epoch - protocol.warmup) / (protocol.epochs - protocol.warmup))) / 2
+        )
+    return protocol.lr * protocol.decay ** sum(epoch >= m for m in protocol.milestones)
+
+
+class Method(nn.Module):
+    """What a method of the book is: a loss, and what it does between epochs and at test time.
+
+    A method is made from the class counts and its hyper-parameters, `SomeMethod(n, tau=1)`, n int64 (C,).
+    `version` is raised whenever the method's mathematics changes: records of older versions are then flagged.
+    """
+
+    version = 1
+    needs_valid = False  # whether update() measures on a held-out balanced set
+
+    def forward(self, net, x, y, i):
+        """The loss of a batch, a scalar. x: (B, channels, height, width); y: (B,); i: (B,) positions in the training set."""
+        raise NotImplementedError
+
+    def update(self, epoch, net, train, valid):
+        """Called before each epoch (0, 1, ...): returns a dict to log beside the curve.
+
+        No gradient, network in evaluation mode. Random numbers may be drawn from torch's global generator: it is seeded
+        from the run's seed and the epoch, and put back afterwards. Measure with `train.plain()`, which does not
+        augment; set `train.order` to over-sample.
+        """
+        return {}
+
+    def predict(self, net, x):
+        """The scores that evaluation uses: (B, C), or a tuple of them for several labels an image."""
+        return net(x)
+
+
+def fit(
+    net,
+    method,
+    train,
+    valid=None,
+    test=None,
+    *,
+    protocol,
+    seed=0,
+    parameters=None,
+    groups=None,
+    checkpoint=None,
+    every=10,
+    tick=None,
+):
+    """Train `net` with `method` under `protocol`; returns the curve, a list of dicts, one an evaluated epoch.
+
+    train, valid, test: `imbook.data.Batches`, the last two optional. seed: of torch's global generator (drawing
+    the network and the batches is the caller's). parameters: a subset to train; the rest is then frozen, BatchNorm
+    statistics included. groups: int64 (C,), the curve gives mean recall a group (default: a class).
+    checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
+    tick: called as tick(epochs done, row or None) after each epoch.
+
+    Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
+    method needs a held-out set that is not given or the checkpoint is of another run. Derived in chapter 02.
+    """
+    if method.needs_valid and valid is None:
+        raise ValueError(f"{type(method).__name__} measures on a held-out balanced set: pass valid=Batches(...)")
+    device = train.x.device
+    net.to(device), method.to(device)
+    torch.manual_seed(seed)
+    if protocol.prior_bias:
+        prior_bias(net, len(train.n))
+    frozen = parameters is not None
+    trained = list(parameters) if frozen else list(net.parameters())
+    optimiser = torch.optim.SGD(
+        _decay_groups(net, [*trained, *method.parameters()], protocol),
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        fused=True,
+    )
+    curve, start = [], 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        curve, start = _restore(checkpoint, net, method, optimiser, train, protocol)
+    spent = curve[-1]["seconds"] if curve else 0.0
+
+    for epoch in range(start, protocol.epochs):
+        began = time.perf_counter()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(protocol, epoch)
+        logged = _update(method, epoch, net, train, valid, seed)
+        net.train(not frozen)
+        losses = torch.zeros(len(train), dtype=train.mean.dtype, device=device)
+        for b, (x, y, i) in enumerate(train):
+            loss = method(net, x, y, i)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses[b] = loss.detach()
+        _check_finite(losses, trained, epoch, checkpoint)
+        spent += time.perf_counter() - began
+
+        row = None
+        if (epoch + 1) % protocol.watch == 0 or epoch + 1 == protocol.epochs:
+            row = {
+                "epoch": epoch + 1,
+                "lr": learning_rate(protocol, epoch),
+                "loss": losses.mean().item(),
+                "seconds": spent,
+                **logged,
+            }
+            for name, batches in (("train", train), ("valid", valid), ("test", test)):
+                if batches is not None:
+                    row[name] = group_recall(*evaluate(net, batches, method), len(train.n), groups)
+            curve.append(row)
+        if checkpoint is not None and ((epoch + 1) % every == 0 or epoch + 1 == protocol.epochs):
+            _save(checkpoint, net, method, optimiser, train, protocol, curve, epoch + 1)
+        if tick is not None:
+            tick(epoch + 1, row)
+    return curve
+
+
+@torch.no_grad()
+def evaluate(net, batches, method=None):
+    """The scores of all samples in order, in evaluation mode: scores (N, C) and labels (N,); modes are put back.
+
+    Scores are `method.predict(net, x)`, or net(x) without a method; for several labels an image a tuple of (N, C_j).
+    """
+    predict = net if method is None else lambda x: method.predict(net, x)
+    modes = net.training, method is not None and method.training
+    net.eval(), method is not None and method.eval()
+    scores, labels = zip(*((predict(x), y) for x, y, _ in batches.plain()))
+    net.train(modes[0]), method is not None and method.train(modes[1])
+    scores = tuple(map(torch.cat, zip(*scores))) if isinstance(scores[0], tuple) else torch.cat(scores)
+    return scores, torch.cat(labels)
+
+
+def group_recall(scores, y, classes, groups=None):
+    """Mean recall of the classes in each group, a list; for several labels an image a list of such lists."""
+    if isinstance(scores, tuple):
+        return [group_recall(s, y[:, j], s.shape[1]) for j, s in enumerate(scores)]
+    by_class = recall(confusion(scores, y))
+    if groups is None:
+        return by_class.tolist()
+    return [by_class[groups == g].nanmean().item() for g in range(int(groups.max()) + 1)]
+
+
+def _update(method, epoch, net, train, valid, seed):
+    net.eval(), method.train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[train.x.device] if train.x.is_cuda else []):
+        torch.manual_seed(seed * 1_000_003 + epoch)
+        return method.update(epoch, net, train, valid) or {}
+
+
+def _decay_groups(net, parameters, protocol):
+    exempt = {id(net.head.bias)} if protocol.prior_bias else set()
+    return [
+        dict(params=[p for p in parameters if id(p) not in exempt], weight_decay=protocol.weight_decay),
+        *([dict(params=[p for p in parameters if id(p) in exempt], weight_decay=0.0)] if exempt else []),
+    ]
+
+
+def _check_finite(losses, parameters, epoch, checkpoint):
+    bad = ~losses.isfinite()
+    if not bad.any() and all(p.isfinite().all() for p in parameters):
+        return
+    where = (
+        f"batch {int(bad.int().argmax())} of {len(losses)}"
+        if bad.any()
+        else f"the last batch of {len(losses)} (weights)"
+    )
+    good = checkpoint if checkpoint is not None and Path(checkpoint).exists() else "none"
+    raise FloatingPointError(
+        f"the loss is not finite in epoch {epoch}, {where}; last good checkpoint: {good}. Lower the learning rate, or check the method's inputs"
+    )
+
+
+def _save(path, net, method, optimiser, train, protocol, curve, epoch):
+    state = dict(
+        identity=[
+            type(method).__name__,
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
+        ],
+        epoch=epoch,
+        curve=curve,
+        net=net.state_dict(),
+        method=method.state_dict(),
+        optimiser=optimiser.state_dict(),
+        order=train.order,
+        batches=None if train.generator is None else train.generator.get_state(),
+        cpu=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state(train.x.device) if train.x.is_cuda else None,
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def _restore(path, net, method, optimiser, train, protocol):
+    state = torch.load(path, map_location=train.x.device, weights_only=True)
+    identity = [type(method).__name__, {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}]
+    if state["identity"] != identity:
+        raise ValueError(
+            f"{path} holds a checkpoint of another run ({state['identity']}): remove it, or name another file"
+        )
+    net.load_state_dict(state["net"])
+    method.load_state_dict(state["method"])
+    optimiser.load_state_dict(state["optimiser"])
+    train.order = state["order"]
+    if state["batches"] is not None:
+        train.generator.set_state(state["batches"].cpu())
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), train.x.device)
+    return state["curve"], state["epoch"]
