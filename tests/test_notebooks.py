@@ -1,0 +1,230 @@
+"""The committed notebooks: executed, readable in three places, and without a number or a name that nothing backs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import method_cards
+import pytest
+from pybtex.database import parse_file
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "imbook/records/paper_facts.json"
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    """Pairs (source, cell) of the notebook's cells of one type: "code" or "markdown"."""
+    return [("".join(c["source"]), c) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+def prose(path):
+    """Sources of the markdown cells, without those that `make repository` writes."""
+    return [source for source, cell in cells(path, "markdown") if "repository-links" not in tags(cell)]
+
+
+def outputs(path):
+    """All text that the notebook's code cells put out."""
+    text = []
+    for _, cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            text.append("".join(output.get("text", "")))
+            text += ["".join(v) for k, v in output.get("data", {}).items() if k in ("text/plain", "text/html")]
+    return "\n".join(text)
+
+
+def code(path):
+    return "\n".join(source for source, _ in cells(path, "code"))
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+@each
+def test_executed_without_error(path):
+    for source, cell in cells(path, "code"):
+        assert cell["execution_count"], f"not executed:\n{source}"
+        errors = [o for o in cell["outputs"] if o["output_type"] == "error"]
+        assert not errors, f"{errors[0]['ename']}: {errors[0]['evalue']} in\n{source}"
+
+
+@each
+def test_metadata(path):
+    meta = json.loads(path.read_text())["metadata"]
+    assert meta["language_info"]["pygments_lexer"], "without a lexer the built page's code is not highlighted"
+    assert meta["kernelspec"]["name"] == "python3"
+    assert meta["accelerator"] == "GPU"
+
+
+@each
+def test_more_prose_than_code(path):
+    assert len(cells(path, "markdown")) > len(cells(path, "code"))
+
+
+@each
+def test_figures_have_an_alternative_text(path):
+    for source, cell in cells(path, "code"):
+        if any("image/png" in o.get("data", {}) for o in cell["outputs"]):
+            alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alt) > 20, f"no metadata mystnb.image.alt that says what is seen:\n{source}"
+
+
+@each
+def test_no_cell_ends_in_a_semicolon(path):
+    for source, _ in cells(path, "code"):
+        assert not source.rstrip().endswith(";"), f"a semicolon hides nothing here, end in plt.show():\n{source}"
+
+
+# -- the prose --------------------------------------------------------------------------------------------------------
+
+MYST = re.compile(r"```+\{|~~~+\{|^\s*:::|\{[\w:.-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+|^%", re.MULTILINE)
+
+
+@each
+def test_prose_is_plain_markdown(path):
+    for source in prose(path):
+        found = MYST.search(re.sub(r"^```[a-z]*\n.*?^```", "", source, flags=re.MULTILINE | re.DOTALL))
+        assert not found, f"{found[0]!r} is raw text on Colab, in\n{source}"
+
+
+@each
+def test_one_title(path):
+    heads = [line for source in prose(path) for line in strip(source).splitlines() if line.startswith("# ")]
+    assert len(heads) == 1 and prose(path)[0].startswith(heads[0]), heads
+
+
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+PAPERS = ("https://arxiv.org/", "https://doi.org/", "https://openreview.net/", "https://openaccess.thecvf.com/")
+
+
+def test_every_reference_can_be_cited():
+    entries = parse_file(ROOT / "book/references.bib").entries.values()
+    assert all("url" in entry.fields for entry in entries)
+    assert len({entry.fields["url"] for entry in entries}) == len(entries)
+
+
+@each
+def test_citations_are_in_the_references(path):
+    known = {e.fields["url"]: e for e in parse_file(ROOT / "book/references.bib").entries.values()}
+    for source in prose(path):
+        for text, url in LINK.findall(source):
+            if url in known:
+                entry = known[url]
+                author = " ".join(entry.persons["author"][0].last_names)
+                assert author in text and entry.fields["year"] in text, f"[{text}]: name {author} and the year"
+            else:
+                assert not url.startswith(PAPERS), f"{url} is no url of book/references.bib"
+
+
+@each
+def test_relative_links_lead_to_files(path):
+    for source in prose(path):
+        for _, url in LINK.findall(source):
+            if not re.match(r"https?://|mailto:|#", url):
+                assert (path.parent / url.split("#")[0]).is_file(), url
+
+
+# -- the drift guard: what prose says is backed by an output, by code or by a committed fact --------------------------
+
+NUMBER = re.compile(r"(?<![\w.,/])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(\s?%)?(?![\w/])|(?<![\w.])(\.\d+)(\s?%)?")
+
+
+def strip(source):
+    """The source without code blocks, code spans, formulas, link targets, tags, and names such as CIFAR-10 or T4."""
+    for pattern in (
+        r"^```.*?^```",
+        r"`[^`]*`",
+        r"\$\$.*?\$\$",
+        r"\$[^$]*\$",
+        r"\]\([^)]*\)",
+        r"https?://\S+",
+        r"<[^>]+>",
+        r"\b[A-Za-z][\w]*-\d+\b(?!\.\d)",
+    ):
+        source = re.sub(pattern, " ", source, flags=re.MULTILINE | re.DOTALL)
+    return source
+
+
+def numbers(text):
+    """Triples (as written, value, whether in per cent) of the numbers in a text."""
+    found = []
+    for m in NUMBER.finditer(text):
+        value = m[4] or m[1].replace(",", "") + (m[2] or "")
+        found.append((m[0].strip(), value, "%" in m[0]))
+    return found
+
+
+def unbacked(text, backing):
+    """The numbers of a prose text that do not occur in the backing text.
+
+    Exempt: integers of one digit, and the years 1950 to 2049. 0.5 is backed by 0.50, and 95 % by 95 or 0.95.
+    """
+    backing = re.sub(r"(?<=\d)[,_](?=\d{3})", "", backing)
+    values = {float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+", backing)}
+    missing = []
+    for written, value, percent in numbers(strip(text)):
+        x = float(value)
+        exempt = "." not in value and not percent and (len(value) == 1 or (len(value) == 4 and 1950 <= x < 2050))
+        if not (exempt or x in values or (percent and round(x / 100, 9) in values)):
+            missing.append(written)
+    return missing
+
+
+@each
+def test_numbers_in_prose_are_backed(path):
+    backing = "\n".join([outputs(path), code(path), FACTS.read_text()])
+    missing = {source: found for source in prose(path) if (found := unbacked(source, backing))}
+    assert not missing, "\n\n".join(f"{found} in\n{source}" for source, found in missing.items())
+
+
+def words(text):
+    return set(re.findall(r"[A-Za-z_]\w*", text))
+
+
+@each
+def test_names_in_prose_exist(path):
+    package = "\n".join(p.read_text() for p in ROOT.glob("imbook/**/*.py"))
+    known = words("\n".join([code(path), outputs(path), package, (ROOT / "Makefile").read_text(), FACTS.read_text()]))
+    for source in prose(path):
+        text = re.sub(r"^```.*?^```", " ", source, flags=re.MULTILINE | re.DOTALL)
+        for span in re.findall(r"`([^`\n]+)`", text):
+            missing = words(span) - known
+            assert not missing or (ROOT / span).exists(), f"`{span}`: {missing} is nowhere else, in\n{source}"
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("gains 4.36 points", ["4.36"]),
+        ("gains 42.57 points", []),
+        ("a share of 38 % and 95 %", ["38 %"]),
+        ("12,406 images, 12,407 images", ["12,407"]),
+        ("in 2019, on CIFAR-100 with ResNet-32 and 3 seeds", []),
+        ("a formula $x_{17}$, code `range(18)`, a [link 19](https://x.org/20) and 0.5", ["19"]),
+        ("from 42.57 to -4.36, 1e3", ["4.36"]),
+        ("ends a sentence with 77.", ["77"]),
+        ("27-fold", ["27"]),
+    ],
+)
+def test_drift_guard_itself(text, found):
+    assert unbacked(text, "accuracy 42.57, share 0.95, total 12406, half 0.50") == found
+
+
+# -- what is collected or written from elsewhere ----------------------------------------------------------------------
+
+
+def test_method_cards_page_is_up_to_date():
+    assert (ROOT / "book/_generated/method-cards.md").read_text() == method_cards.cards(ROOT), "run `make generated`"
+
+
+def test_provenance_page_is_up_to_date():
+    command = [sys.executable, "-m", "imbook", "provenance"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (ROOT / "book/_generated/provenance.md").read_text() == run.stdout, "run `make generated`"
