@@ -24,13 +24,14 @@ each = pytest.mark.parametrize("name", PAGES)
 RAW = r"""() => {
   const article = (document.querySelector('article') || document.body).cloneNode(true);
   article.querySelectorAll('pre, code, script, style, mjx-container').forEach(e => e.remove());
-  return article.textContent.match(/\\\(|\\\[|\$\$|\\begin\{|\\(?:frac|sum|rho|tau|lambda)\b/g) || [];
+  return article.textContent.match(/\\\(|\\\[|\$\$|\\begin\{|\\(?:frac|sum|rho|tau)\b|\$[^$\n]{0,80}[\\_^][^$\n]{0,80}\$/g) || [];
 }"""
 EMPTY = """() => [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container svg')).length"""
 BARS = """() => [...document.querySelectorAll('header, .bd-header-article')].filter(e => e.offsetHeight > 0).length"""
 SEARCHES = """() => [...document.querySelectorAll('.search-button__button, form.bd-search')]
   .filter(e => e.offsetHeight > 0).length"""
-FAILED = """() => document.querySelectorAll('mjx-merror, [data-mjx-error]').length"""
+# MathJax marks a formula it cannot read as an error, and writes an unknown command in red.
+FAILED = """() => document.querySelectorAll('[data-mjx-error], mjx-container g[fill="red"]').length"""
 WIDE = """() => [...document.querySelectorAll('article *')]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 100)).slice(0, 5)"""
 

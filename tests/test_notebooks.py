@@ -37,7 +37,7 @@ def outputs(path):
         for output in cell["outputs"]:
             text.append("".join(output.get("text", "")))
             text += ["".join(v) for k, v in output.get("data", {}).items() if k in ("text/plain", "text/html")]
-    return "\n".join(text)
+    return re.sub(r"<style.*?</style>|<[^>]+>", " ", "\n".join(text), flags=re.DOTALL)
 
 
 def code(path):
