@@ -32,7 +32,7 @@ book: .venv/.ready
 	@echo "$(CURDIR)/_build/html/index.html"
 
 # Two processes of one thread each: torch would otherwise start a thread a core in both.
-test: export OMP_NUM_THREADS = 1
+test unit notebooks: export OMP_NUM_THREADS = 1
 test: lint unit notebooks pages
 
 lint: .venv/.ready

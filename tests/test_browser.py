@@ -24,7 +24,8 @@ each = pytest.mark.parametrize("name", PAGES)
 RAW = r"""() => {
   const article = (document.querySelector('article') || document.body).cloneNode(true);
   article.querySelectorAll('pre, code, script, style, mjx-container').forEach(e => e.remove());
-  return article.textContent.match(/\\\(|\\\[|\$\$|\\begin\{|\\(?:frac|sum|rho|tau)\b|\$[^$\n]{0,80}[\\_^][^$\n]{0,80}\$/g) || [];
+  const raw = /\\\(|\\\[|\$\$|\\begin\{|\\(?:frac|sum|rho|tau)\b|\$[^$\n]{0,80}[\\_^][^$\n]{0,80}\$/g;
+  return article.textContent.match(raw) || [];
 }"""
 EMPTY = """() => [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container svg')).length"""
 BARS = """() => [...document.querySelectorAll('header, .bd-header-article')].filter(e => e.offsetHeight > 0).length"""

@@ -1,6 +1,7 @@
 """The committed notebooks: executed, readable in three places, and without a number or a name that nothing backs."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,8 +41,15 @@ def outputs(path):
     return re.sub(r"<style.*?</style>|<[^>]+>", " ", "\n".join(text), flags=re.DOTALL)
 
 
+def solutions(path):
+    """The code of each <details> block that holds any: its Python fences, joined."""
+    blocks = re.findall(r"<details>.*?</details>", "\n\n".join(prose(path)), flags=re.DOTALL)
+    fences = [re.findall(r"^```python\n(.*?)^```", block, flags=re.MULTILINE | re.DOTALL) for block in blocks]
+    return ["\n".join(f) for f in fences if f]
+
+
 def code(path):
-    return "\n".join(source for source, _ in cells(path, "code"))
+    return "\n".join([source for source, _ in cells(path, "code")] + solutions(path))
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -80,6 +88,16 @@ def test_figures_have_an_alternative_text(path):
 def test_no_cell_ends_in_a_semicolon(path):
     for source, _ in cells(path, "code"):
         assert not source.rstrip().endswith(";"), f"a semicolon hides nothing here, end in plt.show():\n{source}"
+
+
+@each
+def test_solutions_run_by_themselves(path, tmp_path):
+    environment = {**os.environ, "MPLBACKEND": "agg", "IMBOOK_TRAIN": "0"}
+    for source in solutions(path):
+        assert "assert " in source, f"a solution says in an assertion what it found:\n{source}"
+        command = [sys.executable, "-c", source]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert not run.returncode, f"{run.stderr}\nin\n{source}"
 
 
 # -- the prose --------------------------------------------------------------------------------------------------------
