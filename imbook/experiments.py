@@ -13,7 +13,7 @@ import torch
 
 from imbook import data, metrics, nets
 from imbook.methods import METHODS
-from imbook.results import provenance, rounded
+from imbook.results import facts, provenance, rounded
 from imbook.train import Protocol, evaluate, fit
 
 
@@ -118,7 +118,7 @@ def make(cell, seeds, device="cpu", dry=False):
     if dry:
         some = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[: cell.protocol.batch]
         index, test = index[some], test[:: len(test) // 100]
-        valid = None if valid is None else valid[:: max(1, len(valid) // 100)]
+        valid = None if valid is None else valid[data.draw(images.y[valid], [1] * len(n), None)]
     p, channels, size = cell.protocol, *images.x.shape[1:3]
     torch.manual_seed(seeds["train"])
     arguments = dict(inputs=channels * size**2) if cell.net == "mlp" else dict(channels=channels)
@@ -194,10 +194,12 @@ NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet3
 # Protocols. The CPU ones are ours, chosen so that cross entropy has converged; the others are the papers'.
 
 DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, weight_decay=5e-4, cosine=True, watch=2)
-SMALL = Protocol("small", epochs=30, batch=64, lr=0.05, weight_decay=5e-4, cosine=True, watch=2)
-CIFAR_SHORT = Protocol(
-    "cifar-short", epochs=12, batch=128, lr=0.1, weight_decay=5e-4, warmup=1, cosine=True, crop=4, flip=True
+SMALL = Protocol("small", epochs=20, batch=64, lr=0.05, weight_decay=5e-4, cosine=True, watch=2)
+PAIR = Protocol("pair", epochs=10, batch=64, lr=0.05, weight_decay=5e-4, cosine=True, watch=5)
+CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
+    "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
 )
+CIFAR_SHORT = Protocol("cifar-short", epochs=10, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
 def together(k):
@@ -231,6 +233,33 @@ FASHION_LT = Split("fashion-mnist", ratio=100, n_max=2000, valid=100, order="see
 MNIST_LT = replace(FASHION_LT, data="mnist")
 CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
 
+CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
+
+CDB_FIXED = tuple((f"CDB, tau {tau:g}", "CDB", {"tau": tau}) for tau in (0.5, 1.0, 1.5, 2.0))
+CDB_DYNAMIC = ("CDB, dynamic tau", "CDB", {"tau": "dynamic"})
+CDB_OURS = (*CDB_FIXED, CDB_DYNAMIC)
+CDB_CODE = ("CDB, released tau", "CDB", {"tau": "dynamic", "variant": "released"})
+CDB_ABLATIONS = (
+    CDB_DYNAMIC,
+    ("dynamic, smoothed 0.5", "CDB", {"tau": "dynamic", "smooth": 0.5}),
+    ("dynamic, smoothed 0.9", "CDB", {"tau": "dynamic", "smooth": 0.9}),
+    ("dynamic, floor 0.05", "CDB", {"tau": "dynamic", "floor": 0.05}),
+    ("dynamic, mean over weights", "CDB", {"tau": "dynamic", "reduction": "weights"}),
+)
+
+
+def with_valid(split, net, protocol, *methods):
+    """The rows of baselines that train on the held-out images too: what CDB's validation set costs the others."""
+    return rows(
+        replace(split, train_on_valid=True), net, protocol, *((f"{m[0]} + validation", *m[1:]) for m in methods)
+    )
+
+
+def cdb_facts(ratio, *methods):
+    """The methods with the key of the paper's number for CIFAR-100-LT at this ratio, where one is known."""
+    return tuple((*m, key) if (key := f"cdb/cifar100-lt-{ratio}/{m[0]}") in facts() else m for m in methods)
+
+
 TABLES = {
     "digits": Table("Digits, long-tailed, ratio 20", rows(DIGITS_LT, "mlp", DIGITS, CE, BASELINES[1]), together(3)),
     "fashion": Table(
@@ -239,10 +268,66 @@ TABLES = {
     "mnist": Table("MNIST, long-tailed, ratio 100", rows(MNIST_LT, "lenet", SMALL, *BASELINES), together(10)),
     "cifar10": Table(
         "CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES),
+        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5]),
         together(3),
     ),
     "fashion-seeds": Table(
         "Fashion-MNIST: order, draw and training seeds crossed", rows(FASHION_LT, "lenet", SMALL, CE), crossed(4)
     ),
+    "cdb-fashion": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 100",
+        rows(FASHION_LT, "lenet", SMALL, *BASELINES, *CDB_OURS, CDB_CODE)
+        + with_valid(FASHION_LT, "lenet", SMALL, CE, BASELINES[1], BASELINES[6]),
+        together(10),
+    ),
+    "cdb-cifar10": Table(
+        "CDB on CIFAR-10, long-tailed, ratio 100, short protocol",
+        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5], CDB_FIXED[1], CDB_DYNAMIC)
+        + with_valid(CIFAR10_LT, "resnet8", CIFAR_SHORT, CE),
+        together(3),
+    ),
+    "cdb-ablations": Table(
+        "CDB on Fashion-MNIST: what matters",
+        rows(FASHION_LT, "lenet", SMALL, *CDB_ABLATIONS),
+        together(5),
+    ),
+    "cdb-noise": Table(
+        "CDB on Fashion-MNIST with 25 validation images a class",
+        rows(replace(FASHION_LT, valid=25), "lenet", SMALL, CE, CDB_ABLATIONS[0], CDB_ABLATIONS[2]),
+        together(5),
+    ),
+    "cdb-fashion-10": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 10",
+        rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, *BASELINES[:5], BASELINES[6], *CDB_OURS),
+        together(5),
+    ),
+    **{
+        f"cdb-mnist-{share:g}": Table(
+            f"MNIST, 4 against 9, majority share {share:g}",
+            rows(
+                Split("mnist", "pair", share=share, n_max=5000, valid=100, classes=(9, 4)),
+                "lenet",
+                PAIR,
+                *BASELINES[:5],
+                *CDB_OURS,
+            ),
+            together(10),
+            metric="accuracy",
+        )
+        for share in (0.9, 0.95, 0.98, 0.99, 0.995)
+    },
+    **{
+        f"cdb-cifar100-{ratio}": Table(
+            f"CDB on CIFAR-100-LT, ratio {ratio}, the released protocol",
+            rows(
+                replace(CIFAR100_LT, ratio=ratio),
+                "resnet32",
+                CDB_RELEASED,
+                *cdb_facts(ratio, CE, BASELINES[3], *CDB_OURS, CDB_CODE),
+            ),
+            together(3),
+            device="cuda",
+        )
+        for ratio in (100, 200, 50, 20, 10)
+    },
 }

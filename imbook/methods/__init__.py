@@ -1,15 +1,18 @@
 """The methods, one file each; `METHODS` maps the names that records use to their classes."""
 
 from imbook.methods.baselines import (
+    LDAM,
     BalancedSoftmax,
     CrossEntropy,
     Focal,
-    LDAM,
     LogitAdjusted,
     OverSampling,
     Weighted,
 )
+from imbook.methods.cdb import CDB
 
-METHODS = {m.__name__: m for m in (CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM)}
+METHODS = {
+    m.__name__: m for m in (CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDB)
+}
 
 __all__ = ["METHODS", *METHODS]

@@ -40,6 +40,18 @@ def _mean_one(w):
     return (w / w.mean()).float()
 
 
+def weighted_cross_entropy(logits, y, w, reduction="samples"):
+    """w_y * -log p_y, averaged: a scalar. logits: (B, C); y: (B,); w: (C,), not negative.
+
+    reduction: 'samples' divides by B, 'weights' by the batch's sum of weights (as torch's cross_entropy(weight=w) does;
+    0 where that sum is 0).
+    """
+    losses = w[y] * F.cross_entropy(logits, y, reduction="none")
+    if reduction == "samples":
+        return losses.mean()
+    return losses.sum() / w[y].sum().clamp(min=torch.finfo(w.dtype).tiny)
+
+
 class Weighted(Method):
     """Cross entropy with a weight a class: the mean over the samples of w_y * -log p_y.
 
@@ -57,7 +69,7 @@ class Weighted(Method):
         self.register_buffer("w", torch.ones_like(self.target))  # (C,)
 
     def forward(self, net, x, y, i):
-        return (self.w[y] * F.cross_entropy(net(x), y, reduction="none")).mean()
+        return weighted_cross_entropy(net(x), y, self.w)
 
     def update(self, epoch, net, train, valid):
         if epoch == self.start:
@@ -79,30 +91,33 @@ class Focal(Method):
         return (-((-torch.expm1(log_p)).clamp(min=0) ** self.gamma) * log_p).mean()
 
 
-def over_sample(y, generator=None):
-    """Positions in y such that every class appears n_max times: int64 (C * n_max,).
+def over_sample(y, per_class=None, generator=None):
+    """Positions in y such that every class appears `per_class` times, default n_max: int64 (C * per_class,).
 
-    Each class is repeated whole as often as it fits; the remainder is drawn without replacement. y: int64 (N,).
+    A class is repeated whole as often as it fits; the remainder is drawn without replacement. y: int64 (N,); a class
+    without samples stays without. generator: of the draw, default torch's global one.
     """
     n = torch.bincount(y)
     picked = []
     for c, size in enumerate(n.tolist()):
+        if size == 0:
+            continue
         there = torch.nonzero(y == c).flatten()
-        whole, rest = divmod(int(n.max()), max(size, 1)) if size else (0, 0)
-        extra = there[
-            torch.randperm(size, generator=generator, device=generator.device if generator else None).to(y.device)[
-                :rest
-            ]
-        ]
-        picked += [there.repeat(whole), extra]
+        whole, rest = divmod(per_class or int(n.max()), size)
+        shuffled = there[torch.randperm(size, generator=generator).to(y.device)]
+        picked += [there.repeat(whole), shuffled[:rest]]
     return torch.cat(picked)
 
 
 class OverSampling(CrossEntropy):
-    """Cross entropy on random over-sampling: each epoch visits every class n_max times. Source: Chawla et al. 2002, baseline."""
+    """Cross entropy on class-balanced sampling: each epoch visits every class equally often, N / C times, so that it
+    has as many steps as plain training: the tail is repeated, the head thinned out anew each epoch.
+
+    Source: the class-balanced sampling of Kang et al. 2020, equation 1 with q = 0.
+    """
 
     def update(self, epoch, net, train, valid):
-        train.order = over_sample(train.y)
+        train.order = over_sample(train.y, -(-len(train.y) // len(train.n)))
         return {}
 
 
@@ -143,4 +158,4 @@ class LDAM(Weighted):
 
     def forward(self, net, x, y, i):
         cosine = net(x) - F.one_hot(y, len(self.m)) * self.m  # (B, C)
-        return (self.w[y] * F.cross_entropy(self.scale * cosine, y, reduction="none")).mean()
+        return weighted_cross_entropy(self.scale * cosine, y, self.w)

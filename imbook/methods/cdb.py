@@ -1,0 +1,89 @@
+"""Class-wise difficulty-balanced loss: a class weighs as much as it is difficult, measured on held-out images.
+
+Source: Sinha, Ohashi, Nakamura, ACCV 2020 (arXiv 2010.01824); equation numbers are the paper's. Derived in chapter 05.
+"""
+
+import torch
+
+from imbook.metrics import confusion, recall
+from imbook.methods.baselines import weighted_cross_entropy
+from imbook.train import Method, evaluate
+
+
+def difficulty(accuracy):
+    """Equation 1: d_c = 1 - A_c, (C,). accuracy: (C,) in [0, 1], each class's share of held-out samples predicted right.
+
+    Raises ValueError for a class that has none (nan).
+    """
+    if accuracy.isnan().any():
+        missing = accuracy.isnan().nonzero().flatten().tolist()
+        raise ValueError(f"classes {missing} have no validation image, so no difficulty: hold out at least one of each")
+    return 1 - accuracy
+
+
+def weights(difficulty, tau):
+    """Equation 2, w_c = d_c^tau, scaled to sum to C as the released code does: (C,).
+
+    difficulty: (C,) in [0, 1]; tau: at least 0, a number or a scalar tensor; 0 gives all ones. A perfect class (d_c = 0)
+    has weight 0 until it errs again, as the equation says. Where all classes are perfect the equation gives 0 / 0:
+    they are equally difficult, and all weights are 1.
+    """
+    w = difficulty**tau
+    total = w.sum()
+    return torch.where(total > 0, w * len(w) / total.clamp(min=torch.finfo(w.dtype).tiny), torch.ones_like(w))
+
+
+def dynamic_tau(accuracy, variant="paper", eps=0.01):
+    """Equations 3 and 4, or what the released CIFAR code does instead: a scalar tensor.
+
+    'paper': tau = 2 / (1 + exp(-b)), b = max A / (min A + eps) - 1, in [0.53, 2). 'released': the sigmoid of b + 1,
+    in [0.5, 1). accuracy: (C,) in [0, 1]; eps: 0.01 in the released code.
+
+    >>> A = torch.tensor([0.9, 0.6])
+    >>> [round(dynamic_tau(A, v).item(), 3) for v in ("paper", "released")]
+    [1.233, 0.814]
+    """
+    if variant not in ("paper", "released"):
+        raise ValueError(f"variant {variant!r}: choose 'paper' or 'released'")
+    ratio = accuracy.max() / (accuracy.min() + eps)
+    return 2 * torch.sigmoid(ratio - 1) if variant == "paper" else torch.sigmoid(ratio)
+
+
+class CDB(Method):
+    """Cross entropy with weights that follow each class's difficulty (equation 7), renewed before each epoch.
+
+    tau: a number, or 'dynamic' (of `variant` 'paper' or 'released'). reduction: 'samples' (the released CIFAR code; the mean
+    of w_y * -log p_y) or 'weights' (its ImageNet code). smooth: share of the previous accuracies kept in a moving
+    average, 0 in the paper; floor: least difficulty of a class, 0 in the paper; both are ours [R].
+    The weights are 1 in the first epoch. Logs w, tau and accuracy, those used in the epoch.
+    """
+
+    needs_valid = True
+
+    def __init__(self, n, tau="dynamic", variant="paper", reduction="samples", smooth=0.0, floor=0.0):
+        super().__init__()
+        if tau != "dynamic" and not (isinstance(tau, int | float) and tau >= 0):
+            raise ValueError(f"tau {tau!r}: a number from 0 up, or 'dynamic'")
+        if variant not in ("paper", "released") or reduction not in ("samples", "weights"):
+            raise ValueError(
+                f"variant {variant!r}, reduction {reduction!r}: 'paper' or 'released', 'samples' or 'weights'"
+            )
+        if not (0 <= smooth < 1 and 0 <= floor < 1):
+            raise ValueError(f"smooth {smooth}, floor {floor}: both from 0 up to, but not including, 1")
+        self.tau, self.variant, self.reduction, self.smooth, self.floor = tau, variant, reduction, smooth, floor
+        self.register_buffer("w", torch.ones(len(n)))  # (C,)
+        self.register_buffer("accuracy", torch.zeros(len(n), dtype=torch.float64))  # (C,), of the last update
+
+    def forward(self, net, x, y, i):
+        return weighted_cross_entropy(net(x), y, self.w, self.reduction)
+
+    def update(self, epoch, net, train, valid):
+        if epoch == 0:
+            return {"w": self.w.clone(), "tau": None, "accuracy": None}
+        measured = recall(confusion(*evaluate(net, valid)))
+        keep = self.smooth if epoch > 1 else 0.0
+        self.accuracy.copy_(keep * self.accuracy + (1 - keep) * measured)
+        d = difficulty(self.accuracy).clamp(min=self.floor)
+        tau = dynamic_tau(self.accuracy, self.variant) if self.tau == "dynamic" else torch.tensor(float(self.tau))
+        self.w.copy_(weights(d, tau))
+        return {"w": self.w.clone(), "tau": tau.item(), "accuracy": self.accuracy.clone()}
