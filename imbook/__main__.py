@@ -51,9 +51,8 @@ def _list(options):
     for name, table in TABLES.items():
         print(f"{name}: {table.title} ({table.device}, {len(table.runs())} runs)")
         for cell in table.cells:
-            print(
-                f"  {cell.label}: {cell.net}, {cell.method}({', '.join(f'{k}={v}' for k, v in cell.hyper.items())}), {cell.protocol.name}"
-            )
+            hyper = ", ".join(f"{k}={v}" for k, v in cell.hyper.items())
+            print(f"  {cell.label}: {cell.net}, {cell.method}({hyper}), {cell.protocol.name}")
     return 0
 
 

@@ -31,7 +31,10 @@ class Images:
     std: tuple[float, ...]
 
     def only(self, classes):
-        """The images of some classes, relabelled 0, 1, ... in the order given. ValueError for a class that is not there."""
+        """The images of some classes, relabelled 0, 1, ... in the order given.
+
+        ValueError for a class that is not there.
+        """
         if not len(classes) or any(c not in range(len(self.classes)) for c in classes):
             raise ValueError(f"classes {list(classes)}: choose from 0 to {len(self.classes) - 1}")
         keep = torch.isin(self.y, torch.tensor(classes))
@@ -236,8 +239,9 @@ def long_tailed(y, ratio, seed, n_max=None, order=None):
 
 
 def step(y, ratio, seed, n_max=None, order=None):
-    """A step-imbalanced subset: positions in y. The first half of `order` keeps n_max images a class, the rest n_max / ratio.
+    """A step-imbalanced subset: positions in y.
 
+    The first half of `order` keeps n_max images a class, the rest n_max / ratio.
     Arguments and errors as `long_tailed`. Source: Buda et al. 2018; chapter 01.
     """
     n = counts(y)
@@ -247,7 +251,8 @@ def step(y, ratio, seed, n_max=None, order=None):
 def reduced(y, classes, share, seed):
     """All of y, but the given classes lose the share of their images: positions in y.
 
-    share: 0 <= share < 1. Raises ValueError outside that, and for a class left empty. Source: Ando and Huang 2017; chapter 06.
+    share: 0 <= share < 1. Raises ValueError outside that, and for a class left empty.
+    Source: Ando and Huang 2017; chapter 06.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share {share}: the part of the images to remove must lie in [0, 1)")

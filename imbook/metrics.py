@@ -1,4 +1,7 @@
-"""Metrics from one confusion matrix (C, C), rows the true classes, and one score matrix (N, C). Chapter 01 says which of them lie."""
+"""Metrics from one confusion matrix (C, C), rows the true classes, and one score matrix (N, C).
+
+Chapter 01 says which of them lie.
+"""
 
 import torch
 
@@ -45,7 +48,10 @@ def balanced_accuracy(matrix):
 
 
 def g_mean(matrix):
-    """Geometric mean of the recalls: a float in [0, 1], 0 as soon as one class is never found. Source: Kubat and Matwin 1997."""
+    """Geometric mean of the recalls: a float in [0, 1], 0 as soon as one class is never found.
+
+    Source: Kubat and Matwin 1997.
+    """
     by_class = recall(matrix)
     return by_class[~by_class.isnan()].log().mean().exp().item()
 
@@ -81,7 +87,10 @@ def calibration_error(scores, y, bins=15):
 
 
 def summary(scores, y):
-    """All single numbers of this module for one label: accuracy, balanced_accuracy, macro_f1, g_mean, macro_auprc, calibration_error."""
+    """All single numbers of this module for one label.
+
+    accuracy, balanced_accuracy, macro_f1, g_mean, macro_auprc, calibration_error.
+    """
     matrix = confusion(scores, y)
     return {
         "accuracy": accuracy(matrix),

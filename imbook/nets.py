@@ -1,5 +1,6 @@
-"""Networks as nn.Sequential of named stages: `net[:k]` and `net[k:]` cut them, `net[:-1](x)` embeds, `net.head` classifies.
+"""Networks as nn.Sequential of named stages.
 
+`net[:k]` and `net[k:]` cut them, `net[:-1](x)` embeds, `net.head` classifies.
 Chapter 02 opens LeNet; the residual networks are those of He et al. 2016 for CIFAR.
 """
 
@@ -37,8 +38,9 @@ def lenet(classes=10, channels=1, size=28):
 
 
 def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
-    """The networks of deep over-sampling, written C6-C16-F400-F120 and C20-C50-F500-F120: stage1, stage2, stage3, stage4, head.
+    """The networks of deep over-sampling, written C6-C16-F400-F120 and C20-C50-F500-F120.
 
+    Stages: stage1, stage2, stage3, stage4, head.
     The paper gives maps and units; 5 x 5 kernels without padding and 2 x 2 max pooling are our choice [R].
     Input (B, channels, size, size); logits (B, C). Source: Ando and Huang 2017, section 4.
     """
@@ -53,7 +55,10 @@ def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with BatchNorm and a parameter-free shortcut (option A: every second pixel, zero channels)."""
+    """Two 3 x 3 convolutions with BatchNorm and a parameter-free shortcut.
+
+    The shortcut is option A: every second pixel, zero channels.
+    """
 
     def __init__(self, inputs, maps, stride):
         super().__init__()
@@ -72,9 +77,10 @@ class Block(nn.Module):
 
 
 def resnet(depth, classes=10, channels=3):
-    """A residual network for 32 x 32 images: stem, stage1, stage2, stage3, pool, head; depth 8, 14, 20, 32, ... = 6 k + 2.
+    """A residual network for 32 x 32 images: stem, stage1, stage2, stage3, pool, head.
 
-    Kaiming-normal weights. Input (B, channels, 32, 32); logits (B, C). ValueError for another depth. Source: He et al. 2016, section 4.2.
+    depth: 8, 14, 20, 32, ... = 6 k + 2; ValueError for another. Kaiming-normal weights.
+    Input (B, channels, 32, 32); logits (B, C). Source: He et al. 2016, section 4.2.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

@@ -33,7 +33,10 @@ def class_sizes(n, names=None, ax=None, log=True):
 
 
 def strip(runs, metric="balanced_accuracy", ax=None):
-    """One point a run and a bar at the mean, a row a method. runs: `imbook.results.frame`; metric: one of its columns."""
+    """One point a run and a bar at the mean, a row a method.
+
+    runs: `imbook.results.frame`; metric: one of its columns.
+    """
     labels = list(dict.fromkeys(runs["label"]))
     ax = _axes(ax, height=0.9 + 0.4 * len(labels))
     sns.stripplot(
@@ -75,7 +78,8 @@ def recall_by_size(runs, ax=None):
 def curves(rows, column, ax=None, scale=100):
     """Mean over the runs against the epoch, band of one standard deviation, a line a method.
 
-    rows: `imbook.results.curves`; column: one of its columns, where a list of numbers counts as their mean; scale: multiplies.
+    rows: `imbook.results.curves`; column: one of its columns, where a list of numbers counts as their mean;
+    scale: multiplies.
     """
     points = rows[["label", "epoch"]].assign(value=rows[column].map(np.mean) * scale)
     ax = _band(points, "epoch", "value", ax)

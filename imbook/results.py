@@ -1,6 +1,7 @@
 """One run, one record: plain data with its provenance. Saved atomically, loaded as a DataFrame, summarised with spread.
 
-Records are committed below imbook/records, one compressed file a table; `python -m imbook run` writes new ones elsewhere.
+Records are committed below imbook/records, one compressed file a table;
+`python -m imbook run` writes new ones elsewhere.
 """
 
 import contextlib
@@ -43,7 +44,10 @@ def source_hash():
 
 
 def provenance(device):
-    """Where and with what a run is made: device name, threads, versions, commit, hash of the package's source, UTC time."""
+    """Where and with what a run is made: a dict.
+
+    Device name, threads, versions, commit, hash of the package's source, UTC time.
+    """
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
@@ -85,9 +89,9 @@ def archive(records, path):
 
 
 def load(folder=None):
-    """All records, {key: record}: the package's, then those of `folder` (single files and archives), the latest of a key.
+    """All records, {key: record}: the package's, then those of `folder`; the latest of a key.
 
-    Raises ValueError naming the file where one cannot be read.
+    folder: single files and archives. Raises ValueError naming the file where one cannot be read.
     """
     records = {}
     for path in [*sorted(RECORDS.glob("*.jsonl.gz")), *(sorted(Path(folder).glob("*.json*")) if folder else [])]:
@@ -162,7 +166,10 @@ def facts():
 
 
 def provenance_table(tables):
-    """Where the committed records come from: a Markdown table, a row an experiment table and device. tables: {name: Table}."""
+    """Where the committed records come from: a Markdown table, a row an experiment table and device.
+
+    tables: {name: Table}.
+    """
     records = load()
     lines = [
         "| table | runs | device | threads | torch | python | core hours | from | to |",
@@ -190,7 +197,10 @@ def provenance_table(tables):
 
 
 def summary(table, folder=None, records=None):
-    """One row a cell: runs done of those planned, mean and sd over the runs, the paper's number with its mark, the verdict."""
+    """One row a cell: a DataFrame.
+
+    Runs done of those planned, mean and sd over the runs, the paper's number with its mark, the verdict.
+    """
     runs, known = frame(table, folder, records), facts()
     rows = []
     for cell in table.cells:
@@ -214,8 +224,8 @@ def summary(table, folder=None, records=None):
 def reproduction(paper, values):
     """The verdict on one number of a paper, in points: a string.
 
-    'reproduced': within 1 point of the mean of our runs, or inside their 95 % t-interval; 'within x points': within 3, x
-    rounded up; else 'not reproduced'. 'not available' without the paper's number, 'pending' without runs.
+    'reproduced': within 1 point of the mean of our runs, or inside their 95 % t-interval; 'within x points': within 3,
+    x rounded up; else 'not reproduced'. 'not available' without the paper's number, 'pending' without runs.
     """
     if paper is None:
         return "not available"
@@ -230,8 +240,9 @@ def reproduction(paper, values):
 def compare(runs, baseline, metric="balanced_accuracy"):
     """Differences to one row, paired over the seeds: a DataFrame, one row a label.
 
-    Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference this n
-    can tell from none), p (Wilcoxon signed rank, exact, two-sided), p_holm (corrected over the rows), verdict (`claim_verdict`).
+    Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference
+    this n can tell from none), p (Wilcoxon signed rank, exact, two-sided), p_holm (corrected over the rows), verdict
+    (`claim_verdict`).
     Raises ValueError where the baseline has no runs.
     """
     from scipy.stats import wilcoxon
@@ -263,9 +274,10 @@ def compare(runs, baseline, metric="balanced_accuracy"):
 
 
 def claim_verdict(n, low, high, p_holm):
-    """Whether 'better than the baseline' holds: 'holds' where the whole interval is above 0 and p_holm < 0.05, else 'does not hold'.
+    """Whether 'better than the baseline' holds: a string.
 
-    'reversed' where it holds the other way round; 'not tested' with fewer than 6 pairs, where no signed-rank test can reach 0.05.
+    'holds' where the whole interval is above 0 and p_holm < 0.05, else 'does not hold'. 'reversed' where it holds the
+    other way round; 'not tested' with fewer than 6 pairs, where no signed-rank test can reach 0.05.
     """
     if n < 6:
         return "not tested"

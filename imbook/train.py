@@ -76,7 +76,10 @@ class Method(nn.Module):
     needs_valid = False  # whether update() measures on a held-out balanced set
 
     def forward(self, net, x, y, i):
-        """The loss of a batch, a scalar. x: (B, channels, height, width); y: (B,); i: (B,) positions in the training set."""
+        """The loss of a batch, a scalar.
+
+        x: (B, channels, height, width); y: (B,); i: (B,) positions in the training set.
+        """
         raise NotImplementedError
 
     def update(self, epoch, net, train, valid):
@@ -226,7 +229,8 @@ def _check_finite(losses, parameters, epoch, checkpoint):
     )
     good = checkpoint if checkpoint is not None and Path(checkpoint).exists() else "none"
     raise FloatingPointError(
-        f"the loss is not finite in epoch {epoch}, {where}; last good checkpoint: {good}. Lower the learning rate, or check the method's inputs"
+        f"the loss is not finite in epoch {epoch}, {where}; last good checkpoint: {good}. "
+        "Lower the learning rate, or check the method's inputs"
     )
 
 
