@@ -1,6 +1,7 @@
 """The repository's address stands in one setting, and every place that shows it agrees."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def test_a_malformed_address_changes_nothing(copy, url):
     with pytest.raises(SystemExit, match="https://github.com/OWNER/NAME"):
         repository.main([url], copy)
     assert texts(copy) == before
+
+
+def test_links_of_the_readme_lead_to_files():
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).is_file(), path
 
 
 def test_the_setup_cell_is_silent_off_colab(capsys):
