@@ -54,7 +54,7 @@ test-long: .venv/.ready
 	$(BIN)/python -m pytest -q -m long tests
 
 run: .venv/.ready
-	$(BIN)/python -m imbook demo
+	$(BIN)/python -m imbook run digits --out runs/digits
 
 generated: .venv/.ready
 	$(BIN)/python tools/method_cards.py > book/_generated/method-cards.md

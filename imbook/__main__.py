@@ -83,7 +83,9 @@ def _table(options):
 
 
 def _print_table(table, out):
-    shown = results.summary(table, out).rename(columns={"mean": f"{table.metric}, mean"})
+    shown = results.summary(table, out)
+    if not any(cell.fact for cell in table.cells):
+        shown = shown.drop(columns=["paper", "mark", "verdict"])
     print(f"\n{table.title}: {table.metric.replace('_', ' ')} in per cent, mean and sd over the seeds")
     print(shown.to_string(float_format=lambda v: f"{v:.2f}", na_rep="-"))
 
@@ -161,7 +163,7 @@ def _finish(name, out):
     from imbook import plots
 
     results.archive([{k: v for k, v in r.items() if k != "file"} for r in runs["record"]], out / f"{name}.jsonl.gz")
-    plots.strip(runs, table.metric).figure.savefig(out / f"{name}.png", bbox_inches="tight")
+    plots.recall_by_size(runs).figure.savefig(out / f"{name}.png", bbox_inches="tight")
     print(f"records: {out / name}.jsonl.gz, figure: {out / name}.png")
 
 

@@ -338,7 +338,8 @@ class Batches:
             raise ValueError(f"{len(index)} images in batches of {batch}: both must be at least 1")
         self.x = images.x[index].to(device)  # (N, channels, height, width), uint8
         self.y = images.y[index].to(device)  # (N,)
-        self.n = counts(self.y, len(images.classes))  # (C,)
+        several = self.y.ndim == 2  # labels an image: one vector of counts each
+        self.n = tuple(map(counts, self.y.T)) if several else counts(self.y, len(images.classes))  # (C,)
         self.order = torch.arange(len(index), device=device)
         self.batch, self.crop, self.flip = batch, crop, flip
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)

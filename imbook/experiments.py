@@ -8,6 +8,7 @@ import json
 import resource
 import time
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 
 import torch
 
@@ -208,8 +209,9 @@ def together(k):
 
 
 def crossed(k):
-    """k^3 sets of seeds: every order with every draw with every training seed."""
-    return tuple(dict(order=o, draw=d, train=t) for o in range(k) for d in range(k) for t in range(k))
+    """k^3 sets of seeds: every order with every draw with every training seed; those of crossed(k - 1) come first."""
+    cube = sorted(product(range(k), repeat=3), key=max)
+    return tuple(dict(order=o, draw=d, train=t) for o, d, t in cube)
 
 
 def rows(split, net, protocol, *methods):
