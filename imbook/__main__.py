@@ -26,6 +26,7 @@ def main(arguments=None):
     command = commands.add_parser("table", help="print a table from the records")
     command.add_argument("table", choices=list(TABLES))
     command.add_argument("--out", default="runs")
+    command.add_argument("--figure", help="also save recall by class size to this file")
     command = commands.add_parser("run", help="run what is missing of some tables")
     command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, "all"])
     command.add_argument("--cell", action="append", help="only the cells whose label holds this text")
@@ -78,7 +79,10 @@ def _status(options):
 
 
 def _table(options):
-    _print_table(TABLES[options.table], options.out)
+    table = TABLES[options.table]
+    _print_table(table, options.out)
+    if options.figure:
+        _save_figure(results.frame(table, options.out), options.figure)
     return 0
 
 
@@ -160,11 +164,15 @@ def _finish(name, out):
     runs = results.frame(table, out)
     if runs.empty:
         return
-    from imbook import plots
-
     results.archive([{k: v for k, v in r.items() if k != "file"} for r in runs["record"]], out / f"{name}.jsonl.gz")
-    plots.recall_by_size(runs).figure.savefig(out / f"{name}.png", bbox_inches="tight")
+    _save_figure(runs, out / f"{name}.png")
     print(f"records: {out / name}.jsonl.gz, figure: {out / name}.png")
+
+
+def _save_figure(runs, path):
+    from imbook import plots  # seaborn is slow to import
+
+    plots.recall_by_size(runs).figure.savefig(path, bbox_inches="tight", dpi=120)
 
 
 def _seconds(text):

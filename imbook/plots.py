@@ -60,7 +60,7 @@ def strip(runs, metric="balanced_accuracy", ax=None):
 
 
 def recall_by_size(runs, ax=None):
-    """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard deviation.
+    """Recall of the class at each rank of size, head to tail: mean over the runs, band from their worst to their best.
 
     runs: `imbook.results.frame`; ranks are taken run by run, since the tail may be another class in each.
     """
@@ -70,8 +70,8 @@ def recall_by_size(runs, ax=None):
         by_class = 100 * matrix.diagonal() / matrix.sum(1)
         order = np.argsort(-np.array(run["record"]["n"]), kind="stable")
         points += [{"label": run["label"], "rank": r + 1, "recall": by_class[c]} for r, c in enumerate(order)]
-    ax = _band(pd.DataFrame(points), "rank", "recall", ax)
-    ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)")
+    ax = _band(pd.DataFrame(points), "rank", "recall", ax, errorbar=("pi", 100), marker="o")
+    ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)", xticks=range(1, len(order) + 1))
     return ax
 
 
@@ -131,9 +131,11 @@ def _methods(labels):
     return dict(zip(labels, sns.color_palette("colorblind", len(labels))))
 
 
-def _band(points, x, y, ax):
+def _band(points, x, y, ax, errorbar="sd", **line):
     ax = _axes(ax)
     labels = list(dict.fromkeys(points["label"]))
-    sns.lineplot(points, x=x, y=y, hue="label", hue_order=labels, palette=_methods(labels), errorbar="sd", ax=ax)
+    sns.lineplot(
+        points, x=x, y=y, hue="label", hue_order=labels, palette=_methods(labels), errorbar=errorbar, ax=ax, **line
+    )
     ax.legend(title=None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
