@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,7 +100,7 @@ def load(name, root=None):
         ) from error
     return tuple(
         Images(
-            torch.from_numpy(np.array(s.data)).reshape(len(s), *s.data.shape[1:3], -1).permute(0, 3, 1, 2).contiguous(),
+            torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1).permute(0, 3, 1, 2).contiguous(),
             torch.as_tensor(s.targets),
             tuple(s.classes),
             source.mean,

@@ -1,0 +1,56 @@
+"""Small made sets and runs that the tests share."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imbook import data, nets
+from imbook.experiments import Cell, Split, Table, together
+from imbook.train import Protocol
+
+
+def images(n=(24, 12, 6), size=8, channels=1, seed=0):
+    """Noise images, n[c] of each class c in mixed order; the mean of class c is raised by c, so that it can be learnt."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.cat([torch.full((k,), c) for c, k in enumerate(n)])[torch.randperm(sum(n), generator=g)]
+    x = torch.randint(0, 200, (len(y), channels, size, size), generator=g) + (20 * y).view(-1, 1, 1, 1)
+    names = tuple(f"class {c}" for c in range(len(n)))
+    return data.Images(x.clamp(max=255).to(torch.uint8), y, names, (0.4,) * channels, (0.3,) * channels)
+
+
+def real(name):
+    """A real set, or a skipped test where its folder is not there. A damaged set fails."""
+    folder = data.data_root() / data.SOURCES[name].folder
+    if not folder.exists():
+        pytest.skip(f"{name} is not in {folder}: set IMBOOK_DATA to test on it")
+    return data.load(name)
+
+
+def net(classes=3, method=None, seed=0, channels=1):
+    """A residual network with 8 layers, with the cosine head where the method is LDAM."""
+    torch.manual_seed(seed)
+    made = nets.resnet8(classes, channels)
+    if type(method).__name__ == "LDAM":
+        made.head = nets.CosineHead(64, classes)
+    return made
+
+
+def same(a, b):
+    """Whether two states, curves or tensors are equal bit for bit; seconds are left out, nan equals nan."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=-1), b.nan_to_num(nan=-1))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(k == "seconds" or same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or a != a and b != b
+
+
+QUICK = Protocol("quick", epochs=2, batch=64, lr=0.05)
+
+
+def table(seeds=2, methods=("CrossEntropy", "Weighted"), **changes):
+    """A table on the embedded digits whose runs take a moment."""
+    protocol, split = replace(QUICK, **changes), Split("digits", ratio=10, n_max=40, order="seed")
+    return Table("Quick", tuple(Cell(m, split, "mlp", protocol, m) for m in methods), together(seeds))
