@@ -5,15 +5,16 @@ Source: Sinha, Ohashi, Nakamura, ACCV 2020 (arXiv 2010.01824); equation numbers 
 
 import torch
 
-from imbook.metrics import confusion, recall
 from imbook.methods.baselines import weighted_cross_entropy
+from imbook.metrics import confusion, recall
 from imbook.train import Method, evaluate
 
 
 def difficulty(accuracy):
-    """Equation 1: d_c = 1 - A_c, (C,). accuracy: (C,) in [0, 1], each class's share of held-out samples predicted right.
+    """Equation 1: d_c = 1 - A_c, (C,).
 
-    Raises ValueError for a class that has none (nan).
+    accuracy: (C,) in [0, 1], each class's share of held-out samples predicted right. Raises ValueError for a
+    class that has none (nan).
     """
     if accuracy.isnan().any():
         missing = accuracy.isnan().nonzero().flatten().tolist()
@@ -24,9 +25,9 @@ def difficulty(accuracy):
 def weights(difficulty, tau):
     """Equation 2, w_c = d_c^tau, scaled to sum to C as the released code does: (C,).
 
-    difficulty: (C,) in [0, 1]; tau: at least 0, a number or a scalar tensor; 0 gives all ones. A perfect class (d_c = 0)
-    has weight 0 until it errs again, as the equation says. Where all classes are perfect the equation gives 0 / 0:
-    they are equally difficult, and all weights are 1.
+    difficulty: (C,) in [0, 1]; tau: at least 0, a number or a scalar tensor; 0 gives all ones. A perfect class
+    (d_c = 0) has weight 0 until it errs again, as the equation says. Where all classes are perfect the equation gives
+    0 / 0: they are equally difficult, and all weights are 1.
     """
     w = difficulty**tau
     total = w.sum()
@@ -52,8 +53,8 @@ def dynamic_tau(accuracy, variant="paper", eps=0.01):
 class CDB(Method):
     """Cross entropy with weights that follow each class's difficulty (equation 7), renewed before each epoch.
 
-    tau: a number, or 'dynamic' (of `variant` 'paper' or 'released'). reduction: 'samples' (the released CIFAR code; the mean
-    of w_y * -log p_y) or 'weights' (its ImageNet code). smooth: share of the previous accuracies kept in a moving
+    tau: a number, or 'dynamic' (of `variant` 'paper' or 'released'). reduction: 'samples' (the released CIFAR code; the
+    mean of w_y * -log p_y) or 'weights' (its ImageNet code). smooth: share of the previous accuracies kept in a moving
     average, 0 in the paper; floor: least difficulty of a class, 0 in the paper; both are ours [R].
     The weights are 1 in the first epoch. Logs w, tau and accuracy, those used in the epoch.
     """
