@@ -11,7 +11,7 @@ from imbook.train import Protocol
 
 
 def images(n=(24, 12, 6), size=8, channels=1, seed=0):
-    """Noise images, n[c] of each class c in mixed order; the mean of class c is raised by c, so that it can be learnt."""
+    """Noise images, n[c] of each class c in mixed order; the mean of class c is raised by c: it can be learnt."""
     g = torch.Generator().manual_seed(seed)
     y = torch.cat([torch.full((k,), c) for c, k in enumerate(n)])[torch.randperm(sum(n), generator=g)]
     x = torch.randint(0, 200, (len(y), channels, size, size), generator=g) + (20 * y).view(-1, 1, 1, 1)

@@ -1,0 +1,558 @@
+"""The loop: against a loop written by hand, its promises on randomness, checkpoints, what its interface carries."""
+
+import inspect
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import toys
+from torch import nn
+
+from imbook import data, metrics
+from imbook.methods import METHODS, CrossEntropy, LogitAdjusted, Weighted
+from imbook.methods.baselines import over_sample
+from imbook.train import Method, Protocol, evaluate, fit, group_recall, learning_rate
+
+SHORT = Protocol("short", epochs=4, batch=16, lr=0.05, warmup=1, cosine=True, crop=1, flip=True)
+
+
+def batches(seed=0, n=(24, 12, 6), size=8, **options):
+    train = data.Batches(toys.images(n, size), batch=16, seed=seed, crop=1, flip=True, **options)
+    valid, test = (data.Batches(toys.images((6, 6, 6), size, seed=s), **options) for s in (1, 2))
+    return train, valid, test
+
+
+def prepare(name):
+    """One of the registered methods, with what happens at a start epoch moved to where a short run sees it."""
+    method = METHODS[name]
+    options = {"start": 2} if "start" in inspect.signature(method).parameters else {}
+    return method(torch.tensor([24, 12, 6]), **options)
+
+
+def train_one(name, net_seed=0, **options):
+    """Network, method, curve and training set after a run of a registered method."""
+    method = prepare(name)
+    net, (train, valid, test) = toys.net(method=method, seed=net_seed), batches()
+    curve = fit(net, method, train, valid, test, protocol=SHORT, **options)
+    return net, method, curve, train
+
+
+# The learning rate and the protocol
+
+
+def rates(**settings):
+    protocol = Protocol("p", **settings)
+    return [learning_rate(protocol, e) for e in range(protocol.epochs)]
+
+
+def test_the_schedule_of_ldam():
+    lr = rates(epochs=200, warmup=5, milestones=(160, 180), decay=0.01)
+    assert lr[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert set(lr[5:160]) == {0.1}
+    assert lr[160:180] == pytest.approx([1e-3] * 20) and lr[180:] == pytest.approx([1e-5] * 20)
+
+
+def test_the_schedule_of_cdb():
+    lr = rates(epochs=240, milestones=(160, 210), decay=0.01)
+    assert set(lr[:160]) == {0.1}
+    assert lr[160:210] == pytest.approx([1e-3] * 50) and lr[210:] == pytest.approx([1e-5] * 30)
+
+
+def test_the_cosine_schedule():
+    lr = rates(epochs=100, lr=0.2, cosine=True)
+    assert lr[0] == 0.2 and lr[50] == pytest.approx(0.1) and 0 < lr[99] < 1e-4
+    assert all(a > b for a, b in zip(lr, lr[1:]))
+    warm = rates(epochs=30, lr=0.3, warmup=3, cosine=True)
+    assert warm[:4] == pytest.approx([0.1, 0.2, 0.3, 0.3]) and warm[-1] < 0.002
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(epochs=0),
+        dict(epochs=2, batch=0),
+        dict(epochs=2, watch=0),
+        dict(epochs=2, lr=0.0),
+        dict(epochs=2, warmup=2),
+        dict(epochs=2, warmup=-1),
+        dict(epochs=2, cosine=True, milestones=(1,)),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(settings):
+    with pytest.raises(ValueError, match="Protocol"):
+        Protocol("p", **settings)
+
+
+def test_a_protocol_is_frozen():
+    with pytest.raises(AttributeError):
+        SHORT.lr = 1.0
+    assert replace(SHORT, lr=1.0).lr == 1.0 and SHORT.lr == 0.05
+
+
+# The loop
+
+
+def test_the_loop_equals_one_written_by_hand():
+    """Float64, 20 steps of 16 of 64 images: network, losses and recalls to 1e-9."""
+    some = toys.images((32, 20, 12))
+    protocol = Protocol("p", 5, 16, lr=0.03, weight_decay=1e-3, warmup=2, milestones=(4,))
+    net, twin = toys.net().double(), toys.net().double()
+    make = lambda: data.Batches(some, batch=16, seed=3, crop=1, flip=True, dtype=torch.float64)  # noqa: E731
+    curve = fit(net, CrossEntropy(), make(), test=make(), protocol=protocol)
+
+    train = make()
+    optimiser = torch.optim.SGD(twin.parameters(), 0.03, momentum=0.9, weight_decay=1e-3, foreach=False, fused=False)
+    criterion = nn.CrossEntropyLoss()
+    for epoch, lr in enumerate([0.015, 0.03, 0.03, 0.03, 0.003]):
+        optimiser.param_groups[0]["lr"] = lr
+        twin.train()
+        total = 0.0
+        for x, y, _ in train:
+            optimiser.zero_grad()
+            loss = criterion(twin(x), y)
+            loss.backward()
+            optimiser.step()
+            total += loss.item()
+        twin.eval()
+        with torch.no_grad():
+            right = twin(train.normalise(some.x)).argmax(1) == some.y
+        assert curve[epoch]["epoch"] == epoch + 1 and curve[epoch]["lr"] == pytest.approx(lr)
+        assert curve[epoch]["loss"] == pytest.approx(total / 4, abs=1e-9)
+        assert curve[epoch]["test"] == pytest.approx([right[some.y == c].double().mean().item() for c in range(3)])
+    for (name, value), (_, expected) in zip(net.state_dict().items(), twin.state_dict().items(), strict=True):
+        assert torch.allclose(value.double(), expected.double(), atol=1e-9, rtol=0), name
+
+
+def test_a_run_is_decided_by_its_seeds():
+    a, b = train_one("CrossEntropy"), train_one("CrossEntropy")
+    assert toys.same(a[0].state_dict(), b[0].state_dict()) and toys.same(a[2], b[2])
+    assert not toys.same(a[0].state_dict(), train_one("CrossEntropy", net_seed=1)[0].state_dict())
+
+
+def test_watch_thins_the_curve_and_keeps_the_last_epoch():
+    train, valid, test = batches()
+    curve = fit(toys.net(), CrossEntropy(), train, valid, test, protocol=replace(SHORT, epochs=5, watch=2))
+    assert [row["epoch"] for row in curve] == [2, 4, 5]
+    assert all(len(row[name]) == 3 for row in curve for name in ("train", "valid", "test"))
+    seconds = [row["seconds"] for row in curve]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def test_tick_is_called_after_each_epoch():
+    seen = []
+    fit(
+        toys.net(),
+        CrossEntropy(),
+        batches()[0],
+        protocol=replace(SHORT, watch=3),
+        tick=lambda done, row: seen.append((done, row is None)),
+    )
+    assert seen == [(1, True), (2, True), (3, False), (4, False)]
+
+
+def test_prior_bias_is_set_and_never_decayed():
+    protocol = Protocol("p", 1, 64, lr=1e-12, weight_decay=1e10, prior_bias=True)
+    net = toys.net()
+    weight = net.head.weight.clone()
+    fit(net, CrossEntropy(), batches()[0], protocol=protocol)
+    assert torch.allclose(net.head.bias, -torch.tensor(2.0).log().expand(3), atol=1e-6)
+    assert (net.head.weight.abs() < 0.995 * weight.abs() + 1e-6).all(), "weights are"
+
+
+class Scaled(Method):
+    """Cross entropy of logits times a learned factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, net, x, y, i):
+        return F.cross_entropy(self.factor * net(x), y)
+
+
+def test_parameters_of_the_method_are_trained():
+    method = Scaled()
+    fit(toys.net(), method, batches()[0], protocol=SHORT)
+    assert method.factor.item() != 1
+
+
+def test_a_subset_of_parameters_freezes_the_rest():
+    net, train = toys.net(), batches()[0]
+    fit(net, CrossEntropy(), train, protocol=SHORT)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    method = Scaled()
+    fit(net, method, train, protocol=SHORT, parameters=net.head.parameters())
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"head.weight", "head.bias"} and method.factor.item() != 1
+    assert any("running_mean" in k for k in before)
+
+
+class Restless(CrossEntropy):
+    """Cross entropy whose update draws random numbers, evaluates and measures on the training images."""
+
+    def update(self, epoch, net, train, valid):
+        torch.rand(10 + epoch), torch.randperm(7)
+        assert not net.training and not torch.is_grad_enabled()
+        scores, y = evaluate(net, train, self)
+        evaluate(net, valid)
+        for x, _, _ in train.plain():
+            net(x)
+        return {"measured": metrics.accuracy(metrics.confusion(scores, y)), "drawn": torch.rand(()).item()}
+
+
+def test_update_leaves_no_trace():
+    runs = []
+    for method in (CrossEntropy(), Restless()):
+        net, (train, valid, test) = toys.net(), batches()
+        net.stage1.append(nn.Dropout(0.3))  # draws from the global generator in training
+        runs.append((net, fit(net, method, train, valid, test, protocol=SHORT), torch.get_rng_state()))
+    (net, curve, state), (restless, logged, restless_state) = runs
+    assert toys.same(net.state_dict(), restless.state_dict()) and torch.equal(state, restless_state)
+    drawn = [row.pop("drawn") for row in logged]
+    assert len(set(drawn)) == 4, "another stream of random numbers each epoch"
+    assert all(0 <= row.pop("measured") <= 1 for row in logged)
+    assert toys.same(curve, logged)
+
+
+def test_evaluate_leaves_no_trace_and_keeps_the_order():
+    net, (train, _, _) = toys.net(), batches()
+    method = LogitAdjusted(torch.tensor([24, 12, 6]))
+    before, drawn = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    for mode in (True, False):
+        net.train(mode), method.train(not mode)
+        scores, y = evaluate(net, train, method)
+        assert net.training == mode and method.training == (not mode) and not scores.requires_grad
+    assert toys.same(before, net.state_dict()) and torch.equal(drawn, torch.get_rng_state())
+    assert torch.equal(y, train.y)
+    net.eval()
+    assert torch.allclose(scores, net(train.normalise(train.x)) - method.shift, atol=1e-5)
+    assert torch.allclose(evaluate(net, train)[0], net(train.normalise(train.x)), atol=1e-5)
+
+
+def test_group_recall():
+    y = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    scores = torch.eye(4)[torch.tensor([0, 0, 1, 0, 0, 0, 3, 3])]
+    assert group_recall(scores, y, 4) == [1, 0.5, 0, 1]
+    assert group_recall(scores, y, 4, torch.tensor([0, 0, 1, 1])) == [0.75, 0.5]
+
+
+class Faulty(CrossEntropy):
+    """Cross entropy whose loss is nan from batch `at` of one epoch on."""
+
+    def __init__(self, epoch, at):
+        super().__init__()
+        self.at, self.epoch, self.seen = at, epoch, 0
+
+    def update(self, epoch, net, train, valid):
+        self.now, self.seen = epoch, 0
+        return {}
+
+    def forward(self, net, x, y, i):
+        self.seen += 1
+        loss = super().forward(net, x, y, i)
+        return loss * float("nan") if self.now == self.epoch and self.seen > self.at else loss
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 2, batch 1 of 3; last good checkpoint: none\. Lower the learning"
+    ):
+        fit(toys.net(), Faulty(2, 1), batches()[0], protocol=SHORT)
+    file = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match=f"epoch 2, batch 0 of 3; last good checkpoint: {file}"):
+        fit(toys.net(), Faulty(2, 0), batches()[0], protocol=SHORT, checkpoint=file, every=1)
+    state = torch.load(file, weights_only=True)
+    assert state["epoch"] == 2 and all(v.isfinite().all() for v in state["net"].values()), "the checkpoint is good"
+
+
+def test_weights_that_are_not_finite_stop_the_run():
+    """The last step of an epoch can overflow although its loss was finite."""
+    with pytest.raises(FloatingPointError, match=r"epoch 0, the last batch of 1 \(weights\)"):
+        fit(
+            toys.net(),
+            CrossEntropy(),
+            data.Batches(toys.images()),
+            protocol=Protocol("p", 1, lr=1e38, weight_decay=1e10),
+        )
+
+
+def test_a_method_that_measures_needs_a_held_out_set():
+    class Measures(CrossEntropy):
+        needs_valid = True
+
+    with pytest.raises(ValueError, match="Measures measures on a held-out balanced set: pass valid="):
+        fit(toys.net(), Measures(), batches()[0], protocol=SHORT)
+
+
+# Checkpoints: killed and resumed, a run ends bit for bit as if never killed
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(epoch):
+    def tick(done, row):
+        if done == epoch:
+            raise Killed
+
+    return tick
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_at_each_epoch_and_resumed(name, every, tmp_path):
+    net, method, curve, train = train_one(name)
+    drawn = torch.get_rng_state()
+    file = tmp_path / "run.pt"
+    for epoch in (1, 2, 3):
+        with pytest.raises(Killed):
+            train_one(name, net_seed=epoch if file.exists() else 0, checkpoint=file, every=every, tick=kill_at(epoch))
+    resumed, its_method, its_curve, its_train = train_one(name, net_seed=9, checkpoint=file, every=every)
+    assert toys.same(net.state_dict(), resumed.state_dict())
+    assert toys.same(method.state_dict(), its_method.state_dict())
+    assert toys.same(curve, its_curve)
+    assert toys.same(train.order, its_train.order) and torch.equal(drawn, torch.get_rng_state())
+    assert torch.equal(train.generator.get_state(), its_train.generator.get_state())
+
+
+def test_resuming_a_finished_run_gives_its_curve(tmp_path):
+    file = tmp_path / "deep/run.pt"
+    _, _, curve, _ = train_one("CrossEntropy", checkpoint=file)
+    _, _, again, _ = train_one("CrossEntropy", checkpoint=file, tick=kill_at(4))
+    assert toys.same(curve, again) and curve[-1]["seconds"] == again[-1]["seconds"]
+    assert [f.name for f in file.parent.iterdir()] == ["run.pt"], "no half-written file is left"
+
+
+@pytest.mark.parametrize("change", ["method", "protocol"])
+def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
+    file = tmp_path / "run.pt"
+    train_one("CrossEntropy", checkpoint=file)
+    method = Weighted(torch.tensor([24, 12, 6])) if change == "method" else CrossEntropy()
+    protocol = SHORT if change == "method" else replace(SHORT, lr=0.06)
+    with pytest.raises(ValueError, match=f"{file} holds a checkpoint of another run .*remove it"):
+        fit(toys.net(), method, batches()[0], protocol=protocol, checkpoint=file)
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return (os.mkdir, (str(Trap.folder),))
+
+
+def test_a_checkpoint_is_loaded_without_running_code(tmp_path):
+    Trap.folder, file = tmp_path / "sprung", tmp_path / "run.pt"
+    torch.save({"identity": Trap()}, file)
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        train_one("CrossEntropy", checkpoint=file)
+    assert not Trap.folder.exists()
+
+
+def test_a_crash_while_saving_keeps_the_older_checkpoint(tmp_path, monkeypatch):
+    file, save, written = tmp_path / "run.pt", torch.save, []
+
+    def dies_in_the_second(state, path):
+        written.append(path)
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise Killed
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", dies_in_the_second)
+    with pytest.raises(Killed):
+        train_one("CrossEntropy", checkpoint=file, every=1)
+    assert torch.load(file, weights_only=True)["epoch"] == 1
+
+
+CHILD = """
+import hashlib, sys
+sys.path.insert(0, {tests!r})
+import torch, test_train as t
+from dataclasses import replace
+torch.set_num_threads(1)
+t.SHORT = replace(t.SHORT, epochs=16)
+print("ready", flush=True)
+net, method, curve, train = t.train_one({name!r}, checkpoint={file!r}, every=1)
+for row in curve:
+    row.pop("seconds")
+states = [v for part in (net, method) for _, v in sorted(part.state_dict().items())] + [torch.get_rng_state()]
+digest = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in states) + repr(curve).encode())
+print(digest.hexdigest(), flush=True)
+"""
+
+
+def start(name, file):
+    code = CHILD.format(tests=os.path.dirname(__file__), name=name, file=str(file))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_at_random_moments_and_resumed(name, tmp_path):
+    """SIGKILL at no less than 3 random moments a method, so more than 20 in all; then resumed to the end."""
+    began, child = time.perf_counter(), start(name, tmp_path / "whole.pt")
+    expected = child.communicate()[0]
+    duration = time.perf_counter() - began
+    assert len(expected) == 65
+    moments, kills = random.Random(name), 0
+    while kills < 3:
+        child = start(name, tmp_path / "killed.pt")
+        time.sleep(moments.uniform(0, duration / 4))
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        if child.returncode == 0:
+            (tmp_path / "killed.pt").unlink()  # it was faster: from the start
+        kills += child.returncode == -signal.SIGKILL
+    assert start(name, tmp_path / "killed.pt").communicate()[0] == expected
+
+
+# What the interface carries: sketches of methods that are to come
+
+
+def test_deferred_reweighting_with_margins():
+    """LDAM: weights are 1 until its start, then those of the class sizes; a cosine head."""
+    weights = []
+    method = prepare("LDAM")
+    net = toys.net(method=method)
+    fit(net, method, batches()[0], protocol=SHORT, tick=lambda done, row: weights.append(method.w.clone()))
+    assert all(torch.equal(w, torch.ones(3)) for w in weights[:2])
+    assert all(torch.equal(w, method.target) for w in weights[2:]) and method.target[2] > method.target[0]
+
+
+def test_logit_adjustment_after_training():
+    """Training is that of cross entropy, bit for bit; only what evaluation sees differs."""
+    plain, _, _, train = train_one("CrossEntropy")
+    adjusted, method, curve, _ = train_one("LogitAdjusted")
+    assert toys.same(plain.state_dict(), adjusted.state_dict())
+    scores, y = evaluate(adjusted, train, method)
+    assert torch.allclose(evaluate(plain, train)[0] - scores, (torch.tensor([24, 12, 6]) / 42).log(), atol=1e-5)
+    assert curve[-1]["train"] == group_recall(scores, y, 3)
+
+
+def test_classifier_retraining():
+    """Cross entropy first; then the head alone, from new, on a class-balanced order, BatchNorm frozen."""
+    net, (train, _, _) = toys.net(), batches()
+    fit(net, CrossEntropy(), train, protocol=SHORT)
+    body = {k: v.clone() for k, v in net[:-1].state_dict().items()}
+    net.head.reset_parameters()
+    start = net.head.weight.clone()
+    train.order = over_sample(train.y)
+    assert data.counts(train.y[train.order]).tolist() == [24] * 3
+    fit(net, CrossEntropy(), train, protocol=replace(SHORT, epochs=2), parameters=net.head.parameters())
+    assert toys.same(body, net[:-1].state_dict()) and not torch.equal(start, net.head.weight)
+
+
+class DOS(Method):
+    """Deep over-sampling with abstract labels, in small: tables of neighbours and targets, renewed at times."""
+
+    def __init__(self, samples, classes, features, k=2, groups=2):
+        super().__init__()
+        self.k = k
+        self.head = nn.Linear(features, groups)  # predicts the group
+        self.register_buffer("neighbours", torch.zeros(samples, k, dtype=torch.int64))
+        self.register_buffer("target", torch.zeros(samples, features))
+        self.register_buffer("group", torch.zeros(classes, dtype=torch.int64))
+
+    def update(self, epoch, net, train, valid):
+        if epoch % 2:
+            return {}
+        z = torch.cat([net[:-1](x) for x, _, _ in train.plain()])  # (N, D)
+        other = train.y[:, None] != train.y
+        self.neighbours.copy_(torch.cdist(z, z).masked_fill(other, torch.inf).topk(self.k, largest=False).indices)
+        w = F.normalize(torch.rand(len(z), self.k), p=1)  # (N, k)
+        self.target.copy_((w[:, :, None] * z[self.neighbours]).sum(1))
+        means = torch.stack([z[train.y == c].mean(0) for c in range(len(self.group))])
+        self.group.copy_(means.norm(dim=1) > means.norm(dim=1).median())
+        return {"pull": (z - self.target).square().sum(1).mean().item()}
+
+    def forward(self, net, x, y, i):
+        z = net[:-1](x)  # (B, D)
+        pull = (z - self.target[i]).square().sum(1).mean()
+        return F.cross_entropy(net.head(z), y) + 0.01 * pull + 0.1 * F.cross_entropy(self.head(z), self.group[y])
+
+
+def dos_run(**options):
+    torch.manual_seed(5)
+    method = DOS(42, 3, 64)
+    net, (train, valid, test) = toys.net(), batches()
+    return net, method, fit(net, method, train, valid, test, protocol=SHORT, **options), train
+
+
+def test_over_sampling_in_the_embedding(tmp_path):
+    torch.manual_seed(5)
+    untrained = DOS(42, 3, 64).head.weight
+    net, method, curve, train = dos_run()
+    assert not torch.equal(method.head.weight, untrained), "its own head is trained"
+    assert ["pull" in row for row in curve] == [True, False, True, False]
+    same_class = train.y[method.neighbours] == train.y[:, None]
+    assert same_class.all() and torch.equal(method.neighbours[:, 0], torch.arange(42)), (
+        "the nearest is the image itself"
+    )
+    tables = []
+    for epoch in (1, 2, 3):
+        with pytest.raises(Killed):
+            dos_run(checkpoint=tmp_path / "run.pt", every=1, tick=kill_at(epoch))
+        tables.append(torch.load(tmp_path / "run.pt", weights_only=True)["method"]["target"])
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[1], tables[2]), "renewed before epoch 2 only"
+    resumed, its_method, its_curve, _ = dos_run(checkpoint=tmp_path / "run.pt", every=1)
+    assert toys.same(net.state_dict(), resumed.state_dict()) and toys.same(curve, its_curve)
+    assert toys.same(method.state_dict(), its_method.state_dict())
+
+
+class Several(nn.Module):
+    """A head for several labels: a tuple of logits."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(features, c) for c in classes)
+
+    def forward(self, z):
+        return tuple(part(z) for part in self.parts)
+
+
+def test_several_labels_an_image():
+    some = toys.images()
+    both = replace(some, y=torch.stack([some.y, some.y // 2], 1))
+    net = toys.net()
+    net.head = Several(64, (3, 2))
+    train = data.Batches(both, batch=16, seed=0)
+    curve = fit(net, CrossEntropy(), train, test=train, protocol=replace(SHORT, epochs=8))
+    scores, y = evaluate(net, train, CrossEntropy())
+    assert [tuple(s.shape) for s in scores] == [(42, 3), (42, 2)] and y.shape == (42, 2)
+    by_label = [metrics.recall(metrics.confusion(s, y[:, j])).tolist() for j, s in enumerate(scores)]
+    assert curve[-1]["test"] == by_label == group_recall(scores, y, 3)
+    assert sum(by_label[0]) / 3 > 0.5 and sum(by_label[1]) / 2 > 0.7, "both are learnt"
+    loss = CrossEntropy()(net, train.normalise(train.x), train.y, None)
+    logits = net(train.normalise(train.x))
+    assert torch.allclose(loss, F.cross_entropy(logits[0], both.y[:, 0]) + F.cross_entropy(logits[1], both.y[:, 1]))
+
+
+class Mixed(Method):
+    """Mixing inside the network: the first stages, a mean over two images of the batch, the rest."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, net, x, y, i):
+        z = net[:2](x)
+        return F.cross_entropy(net[2:](torch.lerp(z, z.flip(0), self.share)), y)
+
+
+def test_a_network_is_cut_by_a_method():
+    results = []
+    for method in (CrossEntropy(), Mixed(0.0), Mixed(0.3)):
+        net = toys.net()
+        fit(net, method, batches()[0], protocol=SHORT)
+        results.append(net.state_dict())
+    assert toys.same(results[0], results[1]) and not toys.same(results[0], results[2])
