@@ -151,11 +151,11 @@ def _missing(names, options):
             wanted = seeds in table.seeds[: options.seeds] and (
                 not options.cell or any(c in cell.label for c in options.cell)
             )
-            if wanted and key not in have and key not in seen:
+            if wanted and key not in seen:
                 seen.add(key)
-                queue.append((name, cell, seeds))
-    shard, shards = options.shard
-    return queue[shard::shards]
+                queue.append((key, (name, cell, seeds)))
+    shard, shards = options.shard  # of what is wanted, not of what is missing: a shard keeps its runs as others finish
+    return [run for key, run in queue[shard::shards] if key not in have]
 
 
 def _finish(name, out):

@@ -22,12 +22,12 @@ from imbook.train import Protocol, evaluate, fit
 class Split:
     """What is trained, held out and tested.
 
-    data: a name for `imbook.data.load`. profile: 'long_tailed', 'step', 'reduced', 'pair' or 'balanced', with its ratio or share.
-    n_max: size of the largest class (of 'pair': of the whole set). valid: images a class held out first, balanced.
-    order: 'index' (the field's class order) or 'seed' (permuted by the seed `order`). draw: 'seed', or 'file'
-    (validation the last images of a class in file order, training the first). classes: the classes kept (pair: majority,
-    minority) or, for 'reduced', the number of classes that lose images. train_on_valid: add the held-out images to the
-    training set; a method may still measure on them, but nothing is selected there.
+    data: a name for `imbook.data.load`. profile: 'long_tailed', 'step', 'reduced', 'pair' or 'balanced', with its
+    ratio or share. n_max: size of the largest class (of 'pair': of the whole set). valid: images a class held out
+    first, balanced. order: 'index' (the field's class order) or 'seed' (permuted by the seed `order`). draw: 'seed',
+    or 'file' (validation the last images of a class in file order, training the first). classes: of 'pair', the
+    classes kept (majority, minority); reduce: of 'reduced', the number of classes that lose images. train_on_valid:
+    add the held-out images to the training set; a method may still measure on them, but nothing is selected there.
     """
 
     data: str
@@ -136,6 +136,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
     seeds: dict(order=, draw=, train=). device: 'cpu' or 'cuda'. checkpoint: a file to resume from. tick: see `fit`.
     dry: two steps in two epochs through the same code; the record is marked and kept out of every table.
     """
+    key = ("dry-" if dry else "") + cell.key(seeds)
     if dry:
         cell = replace(cell, protocol=replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1))
     net, method, train, valid, test = make(cell, seeds, device, dry)
@@ -167,7 +168,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
     )
     each = [metrics.summary(s, z) for s, z in labels]
     return dict(
-        key=("dry-" if dry else "") + cell.key(seeds),
+        key=key,
         dry=dry,
         **cell.identity(seeds),
         n=train.n.tolist(),

@@ -51,15 +51,20 @@ def provenance(device):
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    git = subprocess.run(["git", "-C", PACKAGE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     return dict(
         device=name,
         threads=torch.get_num_threads(),
         versions=dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "numpy")}),
-        commit=git.stdout.strip() or None,
+        commit=_commit(),
         source=source_hash(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _commit():
+    with contextlib.suppress(OSError):  # no git on this machine
+        git = subprocess.run(["git", "-C", PACKAGE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        return git.stdout.strip() or None
 
 
 def _processor():
@@ -94,7 +99,10 @@ def load(folder=None):
     folder: single files and archives. Raises ValueError naming the file where one cannot be read.
     """
     records = {}
-    for path in [*sorted(RECORDS.glob("*.jsonl.gz")), *(sorted(Path(folder).glob("*.json*")) if folder else [])]:
+    paths = sorted(RECORDS.glob("*.jsonl.gz"))
+    if folder:  # by their whole endings: another worker may be writing an archive to a temporary name
+        paths += sorted([*Path(folder).glob("*.json"), *Path(folder).glob("*.jsonl.gz")])
+    for path in paths:
         try:
             text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
             for record in map(json.loads, text.splitlines()):

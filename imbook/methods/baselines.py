@@ -79,7 +79,10 @@ class Weighted(Method):
 
 
 class Focal(Method):
-    """Focal loss: the mean of (1 - p_y)^gamma * -log p_y. gamma 0 is cross entropy. Source: Lin et al. 2017, equation 4."""
+    """Focal loss: the mean of (1 - p_y)^gamma * -log p_y. gamma 0 is cross entropy.
+
+    Source: Lin et al. 2017, equation 4.
+    """
 
     def __init__(self, n=None, gamma=1.0):
         super().__init__()
@@ -123,7 +126,10 @@ class OverSampling(CrossEntropy):
 
 
 class LogitAdjusted(CrossEntropy):
-    """Cross entropy in training; at test time the scores are logits - tau * log(n_c / N). Source: Menon et al. 2021, section 4.1."""
+    """Cross entropy in training; at test time the scores are logits - tau * log(n_c / N).
+
+    Source: Menon et al. 2021, section 4.1.
+    """
 
     def __init__(self, n, tau=1.0):
         super().__init__()
@@ -134,7 +140,10 @@ class LogitAdjusted(CrossEntropy):
 
 
 class BalancedSoftmax(Method):
-    """Cross entropy of logits + tau * log(n_c / N): the logit-adjusted loss. Source: Menon et al. 2021, equation 10; Ren et al. 2020."""
+    """Cross entropy of logits + tau * log(n_c / N): the logit-adjusted loss.
+
+    Source: Menon et al. 2021, equation 10; Ren et al. 2020.
+    """
 
     def __init__(self, n, tau=1.0):
         super().__init__()
@@ -145,9 +154,10 @@ class BalancedSoftmax(Method):
 
 
 class LDAM(Weighted):
-    """Label-distribution-aware margins with deferred re-weighting: needs a network whose head is `imbook.nets.CosineHead`.
+    """Label-distribution-aware margins with deferred re-weighting.
 
-    The margin of class c is proportional to n_c^(-1/4), the largest `margin`; logits are scaled by `scale`.
+    It needs a network whose head is `imbook.nets.CosineHead`. The margin of class c is proportional to n_c^(-1/4), the
+    largest `margin`; logits are scaled by `scale`.
     Source: Cao et al. 2019, equations 13 and 14.
     """
 
