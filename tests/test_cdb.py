@@ -329,6 +329,7 @@ def test_smoothing_is_a_moving_average_that_starts_at_the_first_measurement():
         average = measured if average is None else 0.9 * average + (1 - 0.9) * measured
         logged = updated(method, right, epoch=epoch)
         assert torch.allclose(logged["accuracy"], average, rtol=1e-12)
+        assert logged["tau"] == pytest.approx(dynamic_tau(average).item(), rel=1e-12)
         assert torch.allclose(logged["w"].double(), weights(1 - average, logged["tau"]), rtol=1e-6)
 
 
