@@ -13,10 +13,10 @@ class CrossEntropy(Method):
         super().__init__()
 
     def forward(self, net, x, y, i):
-        logits = net(x)  # (B, C)
-        if isinstance(logits, tuple):
-            return sum(F.cross_entropy(z, y[:, j]) for j, z in enumerate(logits))
-        return F.cross_entropy(logits, y)
+        h = net(x)  # (B, C)
+        if isinstance(h, tuple):
+            return sum(F.cross_entropy(h_j, y[:, j]) for j, h_j in enumerate(h))
+        return F.cross_entropy(h, y)
 
 
 def inverse_frequency(n):
@@ -40,14 +40,14 @@ def _mean_one(w):
     return (w / w.mean()).float()
 
 
-def weighted_cross_entropy(logits, y, w, reduction="samples"):
-    """w_y * -log p_y, averaged: a scalar. logits: (B, C); y: (B,); w: (C,), not negative.
+def weighted_cross_entropy(h, y, w, reduction="samples"):
+    """w_y * -log p_y, averaged: a scalar. h: logits (B, C); y: (B,); w: (C,), not negative.
 
     reduction: 'samples' divides by B, 'weights' by the batch's sum of weights (as torch's cross_entropy(weight=w) does;
     0 where that sum is 0). With w of ones both are F.cross_entropy to the last bit.
     """
-    w = w.to(logits.dtype)
-    total = F.cross_entropy(logits, y, weight=w, reduction="sum")
+    w = w.to(h.dtype)
+    total = F.cross_entropy(h, y, weight=w, reduction="sum")
     if reduction == "samples":
         return total / len(y)
     return total / w[y].sum().clamp(min=torch.finfo(w.dtype).tiny)
