@@ -175,7 +175,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         groups=None if groups is None else groups.tolist(),
         metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
         confusion=[metrics.confusion(s, z).tolist() for s, z in labels],
-        auprc=[rounded(metrics.auprc(s, z).tolist()) for s, z in labels],
+        auprc=[rounded(metrics.auprc(s.softmax(1), z).tolist()) for s, z in labels],
         curve=[{k: rounded(v) for k, v in row.items()} for row in curve],
         seconds=round(time.perf_counter() - began, 2),
         train_seconds=round(curve[-1]["seconds"], 2),

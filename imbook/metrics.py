@@ -59,7 +59,8 @@ def g_mean(matrix):
 def auprc(scores, y):
     """Area under each class's precision-recall curve, one against the rest, as average precision: float64 (C,).
 
-    scores: (N, C), any monotone score, y: (N,); nan where a class has no samples. Computed by scikit-learn.
+    scores: (N, C), comparable from sample to sample: probabilities, not logits (these are defined only up to a constant
+    a sample). y: (N,); nan where a class has no samples. Computed by scikit-learn.
     """
     from sklearn.metrics import average_precision_score
 
@@ -97,7 +98,7 @@ def summary(scores, y):
         "balanced_accuracy": balanced_accuracy(matrix),
         "macro_f1": f1(matrix).mean().item(),
         "g_mean": g_mean(matrix),
-        "macro_auprc": auprc(scores, y).nanmean().item(),
+        "macro_auprc": auprc(scores.softmax(1), y).nanmean().item(),
         "calibration_error": calibration_error(scores, y),
     }
 
