@@ -197,6 +197,7 @@ NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet3
 
 DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, cosine=True, watch=2)
 SMALL = Protocol("small", epochs=20, batch=32, lr=0.02, cosine=True, watch=2)
+SMALL_LONG = replace(SMALL, name="small, three times as long", epochs=60, watch=6)
 PAIR = Protocol("pair", epochs=6, batch=32, lr=0.02, cosine=True, watch=2)
 CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
     "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
@@ -298,6 +299,11 @@ TABLES = {
         "CDB on Fashion-MNIST with 25 validation images a class",
         rows(replace(FASHION_LT, valid=25), "lenet", SMALL, CE, CDB_ABLATIONS[0], CDB_ABLATIONS[2]),
         together(5),
+    ),
+    "cdb-long": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 100, trained three times as long",
+        rows(FASHION_LT, "lenet", SMALL_LONG, CE, BASELINES[6], CDB_FIXED[1], CDB_DYNAMIC),
+        together(3),
     ),
     "cdb-fashion-10": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 10",
