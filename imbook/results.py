@@ -276,7 +276,7 @@ def compare(runs, baseline, metric="balanced_accuracy"):
         )
     table = pd.DataFrame(rows).set_index("label")
     by_p = table["p"].sort_values()
-    table["p_holm"] = (by_p * range(len(by_p), 0, -1)).cummax().clip(upper=1)
+    table["p_holm"] = (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)
     table["verdict"] = [claim_verdict(*row) for row in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
     return table
 

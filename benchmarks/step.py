@@ -1,0 +1,238 @@
+"""The loop of this book against its slow twin, in one run: python benchmarks/step.py
+
+The slow twin is what a tutorial usually shows: a Dataset of PIL images with torchvision's transforms, a DataLoader, and
+an eager loop with torch.optim.SGD, on the same images and the same network. Both are timed in alternation, a round
+each, after their results were found equal. Then every method of the book against cross entropy, in the same way.
+
+Numbers of different machines, or of a machine that does something else meanwhile, do not compare: ratios within one run
+do, and are printed with their range over the rounds.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2.functional import to_pil_image
+
+from imbook import data, nets
+from imbook.methods import METHODS, CrossEntropy
+from imbook.train import Protocol, fit
+
+BATCH = 128
+NATURAL = {"lenet": "mnist", "resnet32": "cifar10"}  # the set a network was made for
+SHAPES = {"mnist": (1, 28), "cifar10": (3, 32)}
+
+
+def load(name, number):
+    """The first images of a set (digits are enlarged 4 times), or noise of the same shape where the set is missing."""
+    try:
+        images, _ = data.load(name)
+        source = name
+    except FileNotFoundError:
+        channels, size = SHAPES[name]
+        g = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (number, channels, size, size), dtype=torch.uint8, generator=g)
+        y = torch.randint(0, 10, (number,), generator=g)
+        names = tuple(map(str, range(10)))
+        images, source = (
+            data.Images(x, y, names, (0.5,) * channels, (0.25,) * channels),
+            f"noise in the shape of {name}",
+        )
+    x, y = images.x, images.y
+    if name == "digits":
+        x, source = x.repeat_interleave(4, 2).repeat_interleave(4, 3), "digits, enlarged 4 times"
+    some = torch.arange(number) % len(y)
+    return replace(images, x=x[some], y=y[some]), source
+
+
+def build(name, images):
+    """The network, drawn from seed 0."""
+    torch.manual_seed(0)
+    channels, size = images.x.shape[1:3]
+    return nets.lenet(10, channels, size) if name == "lenet" else nets.resnet32(10, channels)
+
+
+class Files(Dataset):
+    """Images as torchvision's data sets give them: PIL in, transforms one image at a time."""
+
+    def __init__(self, images, crop, flip):
+        self.images, self.y = [to_pil_image(x) for x in images.x], images.y.tolist()
+        steps = [transforms.RandomCrop(images.x.shape[2:], crop)] if crop else []
+        steps += [transforms.RandomHorizontalFlip()] if flip else []
+        steps += [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True)]
+        self.transform = transforms.Compose([*steps, transforms.Normalize(images.mean, images.std)])
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.transform(self.images[i]), self.y[i]
+
+
+class Twin:
+    """The slow twin; one call is one epoch and returns its seconds."""
+
+    def __init__(self, net, images, protocol, workers, device):
+        keep = dict(persistent_workers=True) if workers else {}
+        files = Files(images, protocol.crop, protocol.flip)
+        self.loader = DataLoader(files, protocol.batch, shuffle=True, num_workers=workers, **keep)
+        self.net = copy.deepcopy(net).to(device, memory_format=torch.contiguous_format)
+        self.optimiser = plain_sgd(self.net, protocol)
+        self.criterion, self.device = nn.CrossEntropyLoss(), device
+
+    def __call__(self):
+        began = time.perf_counter()
+        self.net.train()
+        for x, y in self.loader:
+            x, y = x.to(self.device), y.to(self.device)
+            self.optimiser.zero_grad()
+            loss = self.criterion(self.net(x), y)
+            loss.backward()
+            self.optimiser.step()
+        loss.item()  # waits for the device
+        return time.perf_counter() - began
+
+
+class Ours:
+    """The book's `fit` with `Batches`; one call is one epoch and returns the seconds that its curve notes."""
+
+    def __init__(self, net, images, protocol, device, method=None):
+        self.net, self.protocol = copy.deepcopy(net), protocol
+        self.train = data.Batches(images, None, protocol.batch, 0, protocol.crop, protocol.flip, device)
+        self.valid = data.Batches(images, torch.arange(250), device=device)
+        self.method = method or CrossEntropy()
+        if type(self.method).__name__ == "LDAM":
+            self.net.head = nets.CosineHead(self.net.head.in_features, self.net.head.out_features)
+
+    def __call__(self):
+        valid = self.valid if self.method.needs_valid else None
+        return fit(self.net, self.method, self.train, valid, protocol=self.protocol)[-1]["seconds"]
+
+
+def plain_sgd(net, protocol):
+    return torch.optim.SGD(
+        net.parameters(), protocol.lr, protocol.momentum, weight_decay=protocol.weight_decay, foreach=False, fused=False
+    )
+
+
+def check_parity(name, images):
+    """Float64: 20 steps of 16 images equal to 1e-9. Float32: first loss to 1e-5, gradients to a relative 1e-3."""
+    images = replace(images, x=images.x[:320], y=images.y[:320])
+    protocol = Protocol("parity", epochs=1, batch=16, lr=0.01)
+    net = build(name, images)
+    twin = copy.deepcopy(net).to(memory_format=torch.contiguous_format).double()
+    ours, optimiser = copy.deepcopy(net).double(), plain_sgd(twin, protocol)
+    fit(ours, CrossEntropy(), data.Batches(images, batch=16, dtype=torch.float64), protocol=protocol)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (images.mean, images.std))
+    twin.train()
+    for x, y in zip(images.x.split(16), images.y.split(16)):
+        optimiser.zero_grad()
+        nn.CrossEntropyLoss()(twin((x.double() / 255 - mean) / std), y).backward()
+        optimiser.step()
+    gap = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), twin.parameters()))
+    assert gap < 1e-9, f"{name}: weights differ by {gap} after 20 steps in float64"
+
+    x, y, i = next(iter(data.Batches(images, batch=BATCH)))
+    files = DataLoader(Files(images, 0, False), BATCH)
+    twin_x, twin_y = next(iter(files))
+    first, second = copy.deepcopy(net), copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    loss, twin_loss = CrossEntropy()(first, x, y, i), nn.CrossEntropyLoss()(second(twin_x), twin_y)
+    loss.backward(), twin_loss.backward()
+    loss_gap = abs(loss.item() - twin_loss.item())
+    assert loss_gap < 1e-5, f"{name}: first losses differ by {loss_gap}"
+    pairs = list(zip(first.parameters(), second.parameters()))
+    relative = max(((a.grad - b.grad).norm() / b.grad.norm()).item() for a, b in pairs if b.grad.norm() > 1e-6)
+    assert relative < 1e-3, f"{name}: gradients differ by a relative {relative}"
+    print(f"parity: weights {gap:.0e} after 20 steps in float64; first loss {loss_gap:.0e}, gradients {relative:.0e}")
+
+
+def alternate(contestants, rounds):
+    """Seconds of each contestant, {name: list}: one warm-up each, then A B C ... A B C ..."""
+    seconds = {name: [] for name in contestants}
+    for r in range(rounds + 1):
+        for name, contestant in contestants.items():
+            spent = contestant()
+            if r:
+                seconds[name].append(spent)
+    return seconds
+
+
+def spread(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def compare_loops(name, images, protocol, rounds, device):
+    """Ours against the twin with 0, 1 and 2 workers: images a second and the ratio, round by round."""
+    net, steps = build(name, images), -(-len(images.y) // BATCH)
+    contestants = {"ours": Ours(net, images, protocol, device)}
+    contestants |= {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
+    seconds = alternate(contestants, rounds)
+    for who, spent in seconds.items():
+        middle = statistics.median(spent)
+        print(f"  {who:16}{len(images.y) / middle:9.0f} images/s{1000 * middle / steps:9.1f} ms a step")
+    best = min((w for w in seconds if w != "ours"), key=lambda w: statistics.median(seconds[w]))
+    ratios = {}
+    for who in dict.fromkeys(("twin, 0 workers", best)):
+        ratios[who] = [twin / ours for twin, ours in zip(seconds[who], seconds["ours"])]
+        note = " (the fastest twin)" if who == best else ""
+        print(f"  ours is {spread(ratios[who])} times as fast as {who}{note}")
+    return {"seconds": seconds, "ratio": ratios, "best": best, "steps": steps}
+
+
+def compare_methods(name, images, protocol, rounds, device):
+    """The step of each method over that of cross entropy. `update` counts, spread over the epoch's steps."""
+    net = build(name, images)
+    contestants = {m: Ours(net, images, protocol, device, make(data.counts(images.y))) for m, make in METHODS.items()}
+    seconds = alternate(contestants, rounds)
+    steps = {m: len(c.train) for m, c in contestants.items()}
+    each = {m: [s / steps[m] for s in spent] for m, spent in seconds.items()}
+    ratios = {m: [a / b for a, b in zip(each[m], each["CrossEntropy"])] for m in each if m != "CrossEntropy"}
+    for m, values in ratios.items():
+        print(f"  {m:16}{spread(values)} times the step of cross entropy")
+    return {"seconds a step": each, "ratio": ratios}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", choices=["digits", "mnist", "cifar10"], help="default: the set a network was made for"
+    )
+    parser.add_argument("--nets", nargs="+", choices=list(NATURAL), default=list(NATURAL))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, help="steps a round (default: 40 for lenet, 4 for resnet32)")
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", help="also write all times to this file")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    where = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    print(f"{where}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{busy}; torch {torch.__version__}")
+
+    out = {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "batch": BATCH}
+    for name in options.nets:
+        steps = options.steps or (40 if name == "lenet" else 4)
+        images, source = load(options.data or NATURAL[name], max(BATCH * steps, 320))
+        augment = dict(crop=4, flip=True) if images.x.shape[1] == 3 else {}
+        protocol = Protocol("benchmark", epochs=1, batch=BATCH, lr=0.01, **augment)
+        print(f"\n{name} on {source}, batch {BATCH}, {len(images.y)} images a round, {options.rounds} rounds")
+        check_parity(name, images)
+        out[name] = {"data": source, **compare_loops(name, images, protocol, options.rounds, options.device)}
+        out[name]["methods"] = compare_methods(name, images, protocol, options.rounds, options.device)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(out, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

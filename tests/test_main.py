@@ -1,0 +1,249 @@
+"""The command line: the queue with one and two workers, budgets, interruptions, shards, and what is printed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import toys
+
+import imbook.__main__ as command
+from imbook import data, results
+
+TABLE = dict(seeds=2, epochs=4)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """One small table on the embedded digits, no shipped records, and a working folder of its own."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "paper_facts.json").write_text("{}")
+    monkeypatch.setattr(results, "RECORDS", shipped)
+    table = toys.table(**TABLE)
+    monkeypatch.setattr(command, "TABLES", {"quick": table})
+    monkeypatch.chdir(tmp_path)
+    return table
+
+
+def records(folder):
+    """The records of a folder of single files."""
+    return {f.stem: json.loads(f.read_text()) for f in folder.glob("*.json")}
+
+
+def keys(table, seeds=None):
+    return {cell.key(s) for cell, s in table.runs() if seeds is None or s in table.seeds[:seeds]}
+
+
+def test_run_makes_what_is_missing(quick, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command.main(["run", "quick", "--out", str(out), "--seeds", "1", "--cell", "Cross"]) == 0
+    assert list(records(out)) == [quick.cells[0].key(quick.seeds[0])]
+    first = next(out.glob("*.json")).stat().st_mtime_ns
+    assert command.main(["run", "quick", "--out", str(out)]) == 0
+    assert set(records(out)) == keys(quick)
+    assert (out / f"{quick.cells[0].key(quick.seeds[0])}.json").stat().st_mtime_ns == first, "not made again"
+    assert not any((out / "checkpoints").iterdir())
+    printed = capsys.readouterr().out
+    assert "balanced accuracy in per cent" in printed and "quick.png" in printed and (out / "quick.png").exists()
+    (again := tmp_path / "again").mkdir()
+    (out / "quick.jsonl.gz").rename(again / "quick.jsonl.gz")
+    assert set(results.load(again)) == keys(quick), "the archive holds them all"
+    assert command.main(["run", "quick", "--out", str(again)]) == 0 and not list(again.glob("*.json"))
+
+
+def test_shipped_records_are_not_run_again(quick, tmp_path, monkeypatch):
+    command.main(["run", "quick", "--out", "first", "--seeds", "1"])
+    (tmp_path / "first/quick.jsonl.gz").rename(results.RECORDS / "quick.jsonl.gz")
+    command.main(["run", "all", "--out", "second"])
+    assert set(records(tmp_path / "second")) == keys(quick) - keys(quick, 1)
+
+
+def test_dry_runs_are_made_once_and_counted_nowhere(quick, tmp_path, capsys):
+    for _ in range(2):
+        assert command.main(["run", "quick", "--dry", "--out", "dry"]) == 0
+    made = records(tmp_path / "dry")
+    assert set(made) == {f"dry-{k}" for k in keys(quick)} and all(r["dry"] for r in made.values())
+    times = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "dry").glob("*.json")}
+    command.main(["run", "quick", "--dry", "--out", "dry"])
+    assert times == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "dry").glob("*.json")}
+    assert not list((tmp_path / "dry").glob("*.gz"))
+    capsys.readouterr()
+    command.main(["status", "--out", "dry"])
+    assert re.search(r"quick +4 +0 +4 +0 +0", capsys.readouterr().out)
+
+
+def test_a_spent_budget_stops_cleanly(quick, tmp_path, capsys, monkeypatch):
+    assert command.main(["run", "quick", "--budget", "0.2s", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    left = int(re.search(r"the budget is spent: (\d) runs are missing", printed)[1])
+    assert left == 4 - len(records(tmp_path / "out")) and left >= 1
+    assert command.main(["run", "quick", "--out", "out"]) == 0
+    assert set(records(tmp_path / "out")) == keys(quick) and "missing" not in capsys.readouterr().out
+
+
+def test_a_budget_stops_within_a_run_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
+    table = toys.table(seeds=1, methods=("Weighted",), epochs=12)
+    monkeypatch.setattr(command, "TABLES", {"quick": table})
+    clock = iter(range(100))
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))  # one second a look
+    command.main(["run", "quick", "--budget", "13s", "--out", "out"])
+    (key,) = keys(table)
+    assert (tmp_path / f"out/checkpoints/{key}.pt").exists() and not records(tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "TABLES", {"quick": table})
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "shipped")
+    command.main(["run", "quick", "--out", str(tmp_path / "out")])
+    command.main(["run", "quick", "--out", str(tmp_path / "whole")])
+    stopped, whole = (records(tmp_path / name)[key] for name in ("out", "whole"))
+    assert stopped["confusion"] == whole["confusion"] and toys.same(stopped["curve"], whole["curve"])
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 5])
+def test_shards_partition_the_runs(quick, shards, tmp_path):
+    parts = [shard_of(quick, k, shards, tmp_path) for k in range(shards)]
+    assert sorted(k for p in parts for k in p) == sorted(keys(quick)), "each run in one shard"
+
+
+def test_a_shard_stays_the_same_as_runs_finish(quick, tmp_path):
+    before = [shard_of(quick, k, 2, tmp_path) for k in range(2)]
+    command.main(["run", "quick", "--seeds", "1", "--cell", "Cross", "--out", str(tmp_path / "out")])
+    done = set(records(tmp_path / "out"))
+    after = [shard_of(quick, k, 2, tmp_path) for k in range(2)]
+    assert len(done) == 1 and [p - done for p in before] == after
+
+
+def shard_of(table, k, shards, tmp_path):
+    options = type("options", (), dict(out=tmp_path / "out", dry=False, seeds=None, cell=None, shard=(k, shards)))
+    return {cell.key(seeds) for _, cell, seeds in command._missing(["quick"], options)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "quick", "--budget", "soon"],
+        ["run", "quick", "--budget", "9"],
+        ["run", "quick", "--shard", "0/3"],
+        ["run", "quick", "--shard", "4/3"],
+        ["run", "quick", "--shard", "a/b"],
+        ["run", "nothing"],
+        ["data", "svnh"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_make_no_sense(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_times_and_shards_are_read():
+    assert [command._seconds(t) for t in ("90s", "9m", "2h", "1.5m")] == [90, 540, 7200, 90]
+    assert command._shard("2/3") == (1, 3)
+
+
+def test_list_status_and_table_print(quick, capsys):
+    command.main(["run", "quick", "--out", "runs", "--seeds", "1"])
+    capsys.readouterr()
+    assert command.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert "quick: Quick (cpu, 4 runs)" in printed and "  Weighted: mlp, Weighted(), quick" in printed
+    assert command.main(["status"]) == 0
+    assert re.search(r"quick +4 +2 +2 +0 +0", capsys.readouterr().out)
+    assert command.main(["table", "quick"]) == 0
+    printed = capsys.readouterr().out
+    made = results.frame(quick, "runs").set_index("label")["balanced_accuracy"]
+    for label in ("CrossEntropy", "Weighted"):
+        assert re.search(rf"{label} +1 +2 +{made[label]:.2f}", printed)
+
+
+def test_provenance_prints_a_table(capsys):
+    assert command.main(["provenance"]) == 0
+    assert "| quick | 0 of 4 | pending |" in capsys.readouterr().out
+
+
+def test_data_names_the_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(data, "download", lambda name: tmp_path / name)
+    assert command.main(["data", "mnist", "cifar10"]) == 0
+    assert f"mnist: whole in {tmp_path / 'mnist'}" in capsys.readouterr().out
+
+
+# Processes of their own
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import toys, torch
+import imbook.__main__ as command
+from imbook import results
+results.RECORDS = Path({shipped!r})
+command.TABLES = {{"quick": toys.table(**{table!r})}}
+print("ready", flush=True)
+sys.exit(command.main(["run", "quick", "--out", {out!r}]))
+"""
+
+
+def worker(tmp_path, **table):
+    code = WORKER.format(
+        tests=os.path.dirname(__file__), shipped=str(tmp_path / "shipped"), table=table, out=str(tmp_path / "out")
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_two_workers_share_a_queue(tmp_path):
+    """Each run is made once, and none is lost: the two progress logs name each run's claim once between them."""
+    table = dict(seeds=6, epochs=8)
+    workers = [worker(tmp_path, **table) for _ in range(2)]
+    finished = [w.communicate(timeout=120) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], finished
+    expected = keys(toys.table(**table))
+    made = records(tmp_path / "out")
+    assert set(made) == expected and all(len(r["curve"]) == 8 for r in made.values())
+    begun = [set(re.findall(r"quick: (\w+, seeds \d+/\d+/\d+)", stderr)) for _, stderr in finished]
+    assert all(begun) and len(begun[0] | begun[1]) == 12 and not begun[0] & begun[1], "both worked, on different runs"
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_queue_loses_the_run_in_flight_at_most(tmp_path, how, code):
+    table = dict(seeds=3, epochs=10)
+    child = worker(tmp_path, **table)
+    wait_for(lambda: len(list((tmp_path / "out").glob("*.json"))) >= 2)
+    child.send_signal(how)
+    printed, _ = child.communicate(timeout=60)
+    assert child.returncode == code
+    before = records(tmp_path / "out")
+    assert 2 <= len(before) < 6, "stopped on the way, whole records only"
+    if how == signal.SIGINT:
+        assert f"interrupted: {6 - len(before)} runs are missing; the same command goes on from here" in printed
+    child = worker(tmp_path, **table)
+    child.communicate(timeout=120)
+    after = records(tmp_path / "out")
+    assert set(after) == keys(toys.table(**table)) and all(after[k] == r for k, r in before.items())
+
+
+def test_errors_are_one_line(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/0.json").write_text("{")
+    code = subprocess.run(
+        [sys.executable, "-m", "imbook", "status", "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert code.returncode == 1 and code.stderr.startswith("imbook: ") and "0.json" in code.stderr
+    assert len(code.stderr.splitlines()) == 1

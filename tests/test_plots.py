@@ -1,0 +1,128 @@
+"""Figures: drawn on the axes given, which are returned, and showing the numbers given."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
+
+from imbook import plots, results  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def record(right, n=(30, 20, 10)):
+    """A run in which class c is right `right[c]` times of 10, and else taken for the next class."""
+    matrix = np.diag(right) + np.roll(np.diag(10 - np.array(right)), 1, axis=1)
+    return {"confusion": [matrix.tolist()], "n": list(n), "key": str(right)}
+
+
+@pytest.fixture
+def runs():
+    """Two methods, two seeds; in the second seed the order of the classes is turned round."""
+    rows = [
+        ("one", 0, 50.0, record([9, 5, 1])),
+        ("one", 1, 60.0, record([3, 5, 9], (10, 20, 30))),
+        ("two", 0, 70.0, record([8, 8, 4])),
+        ("two", 1, 80.0, record([6, 8, 8], (10, 20, 30))),
+    ]
+    return pd.DataFrame(
+        {"label": label, **dict.fromkeys(results.SEEDS, s), "balanced_accuracy": v, "record": r}
+        for label, s, v, r in rows
+    )
+
+
+def line_of(ax, colour):
+    """x and y of the line with points in a colour."""
+    (line,) = [li for li in ax.lines if len(li.get_xdata()) and to_rgb(li.get_color()) == tuple(colour)]
+    return list(line.get_xdata()), list(line.get_ydata())
+
+
+def test_class_sizes():
+    _, ax = plt.subplots()
+    assert plots.class_sizes([100, 30, 5], ["a", "b", "c"], ax=ax) is ax
+    assert [bar.get_height() for bar in ax.patches] == [100, 30, 5] and ax.get_yscale() == "log"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"] and ax.get_ylabel() == "training images"
+    assert [bar.get_facecolor()[:3] for bar in ax.patches] == plots.palette(3)
+    assert plots.class_sizes(torch.tensor([3, 2]), log=False).get_yscale() == "linear"
+
+
+def test_strip(runs):
+    _, ax = plt.subplots()
+    assert plots.strip(runs, ax=ax) is ax
+    points = [sorted(c.get_offsets()[:, 0]) for c in ax.collections if len(c.get_offsets())]
+    assert points == [[50, 60], [70, 80]]
+    means = [
+        line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1 and line.get_color() == "black"
+    ]
+    assert means == [55, 75] and [t.get_text() for t in ax.get_yticklabels()] == ["one", "two"]
+    assert ax.get_xlabel() == "balanced accuracy (%)"
+
+
+def test_recall_by_size(runs):
+    """The largest class comes first in each run, whichever it is."""
+    _, ax = plt.subplots()
+    assert plots.recall_by_size(runs, ax=ax) is ax
+    colours = plots._methods(["one", "two"])
+    assert line_of(ax, colours["one"]) == ([1, 2, 3], [90, 50, pytest.approx(20)])
+    assert line_of(ax, colours["two"]) == ([1, 2, 3], [80, 80, 50])
+    assert ax.get_ylabel() == "recall (%)" and [t.get_text() for t in ax.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_curves():
+    rows = pd.DataFrame(
+        {"label": label, "epoch": e, "run": f"{label}{s}", "test": [v + s / 10, v - s / 10], "loss": v + s}
+        for label, v in (("one", 0.5), ("two", 0.7))
+        for s in (0, 1)
+        for e in (1, 2)
+    )
+    _, ax = plt.subplots()
+    assert plots.curves(rows, "test", ax=ax) is ax
+    colours = plots._methods(["one", "two"])
+    assert line_of(ax, colours["one"]) == ([1, 2], pytest.approx([50, 50]))
+    assert line_of(ax, colours["two"]) == ([1, 2], pytest.approx([70, 70]))
+    ax = plots.curves(rows, "loss", scale=1)
+    assert line_of(ax, colours["one"])[1] == pytest.approx([1.0, 1.0]) and ax.get_xlabel() == "epoch"
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert [band.min(), band.max()] == pytest.approx([1 - 0.5**0.5, 1 + 0.5**0.5]), "one standard deviation"
+
+
+def test_confusion():
+    _, ax = plt.subplots()
+    assert plots.confusion([[8, 2], [1, 3]], ["a", "b"], ax=ax) is ax
+    assert np.asarray(ax.collections[0].get_array()).ravel().tolist() == pytest.approx([80, 20, 25, 75])
+    assert [t.get_text() for t in ax.texts] == ["80", "20", "25", "75"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    assert not plots.confusion(np.eye(13)).texts, "no numbers in small fields"
+
+
+def test_decision_regions():
+    x, y = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [1.0, -0.5]]), torch.tensor([0, 1, 1])
+    net = lambda points: torch.stack([-points[:, 0], points[:, 0]], 1)  # noqa: E731
+    _, ax = plt.subplots()
+    assert plots.decision_regions(net, x, y, ax=ax) is ax
+    points = [c.get_offsets().tolist() for c in ax.collections if c.get_label().startswith("class")]
+    assert points == [[[-1, 0]], [[1, 0.5], [1, -0.5]]]
+
+    def boundary(ax):
+        return np.concatenate([p.vertices for c in ax.collections[1:2] for p in c.get_paths()])[:, 0]
+
+    assert np.allclose(boundary(ax), 0, atol=0.02), "the classes meet where their scores are equal"
+    moved = plots.decision_regions(net, x, y, shift=torch.tensor([0.0, 1.0]))
+    assert np.allclose(boundary(moved), 0.5, atol=0.02), "a shift takes from the second class"
+    assert ax.get_xlim() == pytest.approx((-1.6, 1.6))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_the_palette_goes_from_dark_to_light(classes):
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in plots.palette(classes)]
+    assert len(luminance) == classes and luminance == sorted(luminance) and luminance[-1] < 0.85

@@ -1,0 +1,377 @@
+"""Records: written whole or not at all, read back, summarised; comparisons against scipy; verdicts at their borders."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+import toys
+
+from imbook import results
+from imbook.experiments import TABLES, Cell
+from imbook.methods import METHODS
+
+
+def made(cell, seeds, accuracy=0.5, **changes):
+    """A record as `run` makes them, without a run."""
+    names = "accuracy balanced_accuracy macro_f1 g_mean macro_auprc calibration_error".split()
+    return {
+        "key": cell.key(seeds),
+        "dry": False,
+        **cell.identity(seeds),
+        "n": [40, 10],
+        "metrics": dict.fromkeys(names, accuracy),
+        "confusion": [[[40, 10], [25, 25]]],
+        "curve": [
+            {"epoch": e, "lr": 0.1, "loss": 1 / e, "seconds": e, "train": [1, 0.5], "test": [accuracy, 0]}
+            for e in (1, 2)
+        ],
+        "seconds": 3.6,
+        "method_version": METHODS[cell.method].version,
+        "device": "a processor",
+        "threads": 1,
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "source": results.source_hash(),
+        "time": "2026-01-02T03:04:05+00:00",
+        **changes,
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_records(tmp_path, monkeypatch, request):
+    """Tests of one folder see only that folder."""
+    if "shipped" not in request.node.name:
+        empty = tmp_path / "shipped"
+        empty.mkdir()
+        (empty / "paper_facts.json").write_text(json.dumps({"one": {"value": 50.0, "mark": "P", "source": "x"}}))
+        monkeypatch.setattr(results, "RECORDS", empty)
+
+
+@pytest.fixture
+def table():
+    return toys.table(seeds=3)
+
+
+@pytest.fixture
+def folder(tmp_path, table):
+    """All runs of the table but the last: accuracy .50 .51 .52 and .60 .61."""
+    for k, (cell, seeds) in enumerate(table.runs()[:-1]):
+        accuracy = 0.5 + 0.1 * (cell.label == "Weighted") + 0.01 * seeds["train"]
+        results.save(made(cell, seeds, accuracy, order=k), tmp_path / "out")
+    return tmp_path / "out"
+
+
+# Writing and reading
+
+
+def test_a_record_comes_back(table, tmp_path):
+    record = made(*table.runs()[0], odd=[float("nan"), 1e-30, None, "é"])
+    path = results.save(record, tmp_path / "new/out")
+    back = results.load(path.parent)[record["key"]]
+    assert back.pop("file") == path.name == f"{record['key']}.json" and toys.same(back, record)
+    assert [f.name for f in path.parent.iterdir()] == [path.name]
+
+
+def test_a_crash_while_saving_leaves_nothing_readable(table, tmp_path, monkeypatch):
+    def crash(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    for save in (
+        lambda: results.save(made(*table.runs()[0]), tmp_path / "out"),
+        lambda: results.archive([made(*table.runs()[0])], tmp_path / "out/t.jsonl.gz"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            save()
+        assert len(list((tmp_path / "out").iterdir())) and results.load(tmp_path / "out") == {}
+
+
+def test_a_crash_while_saving_keeps_the_older_record(table, tmp_path, monkeypatch):
+    cell, seeds = table.runs()[0]
+    path = results.save(made(cell, seeds), tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        results.save(made(cell, seeds, accuracy=0.9), tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_an_archive_has_the_same_bytes_for_the_same_records(table, tmp_path):
+    records = [made(*run) for run in table.runs()]
+    results.archive(records, tmp_path / "a.jsonl.gz")
+    first = (tmp_path / "a.jsonl.gz").read_bytes()
+    time.sleep(1.1)  # gzip stamps seconds
+    shuffled = [dict(reversed(r.items())) for r in reversed(records)]
+    results.archive(shuffled, tmp_path / "a.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == first
+    back = results.load(tmp_path)
+    assert sorted(back) == sorted(r["key"] for r in records)
+    assert all(back[r["key"]] == {**r, "file": "a.jsonl.gz"} for r in records)
+
+
+def test_the_latest_of_a_key_counts(table, tmp_path):
+    cell, seeds = table.runs()[0]
+    old = made(cell, seeds, 0.1, time="2026-01-01T00:00:00+00:00")
+    new = made(cell, seeds, 0.2, time="2026-02-01T00:00:00+00:00")
+    for archived, single in ((old, new), (new, old)):
+        results.archive([archived], tmp_path / "a.jsonl.gz")
+        results.save(single, tmp_path)
+        assert results.load(tmp_path)[old["key"]]["metrics"]["accuracy"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("0.json", b'{"key": "abc", "ti'),
+        ("0.json", b""),
+        ("0.json", b'{"time": "2026"}'),
+        ("0.json", b"\xff\xfe"),
+        ("a.jsonl.gz", b"not gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"key": "a", "time": "b"}\n')[:-6]),
+    ],
+)
+def test_a_damaged_record_is_named(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    if content == b"":
+        assert results.load(tmp_path) == {}
+    else:
+        with pytest.raises(ValueError, match=f"{tmp_path / name} is not a readable record .*remove it"):
+            results.load(tmp_path)
+
+
+def test_numbers_are_rounded_to_digits_that_count():
+    value = {"a": [1.23456789, float("nan")], "b": (torch.tensor([0.1234567]), 7), "c": "x", "d": None, "e": 1.5e-8}
+    out = results.rounded(value)
+    assert out["a"][0] == 1.2346 and math.isnan(out["a"][1]) and out["b"] == [[0.12346], 7]
+    assert (out["c"], out["d"], out["e"]) == ("x", None, 1.5e-8) and isinstance(out["b"][1], int)
+    assert results.rounded(0.123456789, 3) == 0.123
+
+
+def test_provenance_without_git(monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    assert results.provenance("cpu")["device"] and len(results.source_hash()) == 12
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert results.provenance("cpu")["commit"] is None
+
+
+HOLDER = """
+import sys, time
+from imbook import results
+with results.claim(sys.argv[1], "k") as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_is_one_worker_s_until_it_ends(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "True\n"
+        with results.claim(tmp_path, "k") as mine, results.claim(tmp_path, "another") as free:
+            assert not mine and free
+    finally:
+        holder.kill()
+        holder.communicate()
+    with results.claim(tmp_path, "k") as mine:
+        assert mine, "released by the end of its holder, however it came"
+    with results.claim(tmp_path, "k") as mine:
+        assert mine
+
+
+# Tables
+
+
+def test_a_frame_has_a_row_a_run(table, folder):
+    runs = results.frame(table, folder)
+    assert list(runs["label"]) == ["CrossEntropy"] * 3 + ["Weighted"] * 2
+    assert runs["balanced_accuracy"].tolist() == pytest.approx([50, 51, 52, 60, 61])
+    assert runs[results.SEEDS].values.tolist() == [[s] * 3 for s in (0, 1, 2, 0, 1)]
+    assert not runs["stale"].any() and runs["record"][0]["key"] == table.cells[0].key(table.seeds[0])
+
+
+def test_a_frame_without_runs(table, tmp_path):
+    assert results.frame(table, tmp_path).empty and "balanced_accuracy" in results.frame(table, tmp_path)
+    assert results.summary(table, tmp_path)["done"].tolist() == [0, 0]
+
+
+def test_a_changed_method_makes_its_records_stale(table, folder, monkeypatch):
+    monkeypatch.setattr(METHODS["Weighted"], "version", 2)
+    assert results.frame(table, folder)["stale"].tolist() == [False] * 3 + [True] * 2
+
+
+def test_dry_records_stay_out_of_tables(table, tmp_path):
+    cell, seeds = table.runs()[0]
+    results.save(made(cell, seeds, dry=True), tmp_path)
+    results.save(made(cell, seeds, dry=True, key=f"dry-{cell.key(seeds)}"), tmp_path)
+    assert len(results.load(tmp_path)) == 2 and results.frame(table, tmp_path).empty
+
+
+def test_curves_are_long(table, folder):
+    rows = results.curves(results.frame(table, folder))
+    assert len(rows) == 10 and rows["epoch"].tolist() == [1, 2] * 5
+    assert rows["test"][0] == [0.5, 0] and rows["run"].nunique() == 5 and rows["label"][9] == "Weighted"
+
+
+def test_a_summary_shows_mean_spread_and_the_paper(table, folder):
+    cells = (Cell(**{**vars(table.cells[0]), "fact": "one"}), table.cells[1])
+    shown = results.summary(type(table)(table.title, cells, table.seeds), folder)
+    assert shown.loc["CrossEntropy", ["done", "planned"]].tolist() == [3, 3]
+    assert shown.loc["Weighted", ["done", "planned"]].tolist() == [2, 3]
+    assert shown["mean"].tolist() == pytest.approx([51, 60.5])
+    assert shown["sd"].tolist() == pytest.approx([1, math.sqrt(0.5)]), "of a sample: divided by n - 1"
+    assert shown.loc["CrossEntropy", ["paper", "mark", "verdict"]].tolist() == [50, "P", "reproduced"]
+    assert shown.loc["Weighted", "verdict"] == "not available"
+
+
+def test_provenance_of_the_committed_records(table, monkeypatch):
+    results.archive([made(*run) for run in table.runs()[:4]], results.RECORDS / "quick.jsonl.gz")
+    lines = results.provenance_table({"quick": table, "empty": toys.table(lr=0.3)}).splitlines()
+    cells = [c.strip() for c in lines[2].strip("|").split("|")]
+    assert cells == ["quick", "4 of 6", "a processor", "1", "2.15.0", "3.11.7", "0.00", "2026-01-02", "2026-01-02"]
+    assert lines[3].startswith("| empty | 0 of 4 | pending |") and len({line.count("|") for line in lines}) == 1
+
+
+# Comparisons
+
+
+def frame(**columns):
+    """Runs with one number each, a column a label."""
+    return pd.DataFrame(
+        {"label": label, **dict.fromkeys(results.SEEDS, s), "balanced_accuracy": v}
+        for label, values in columns.items()
+        for s, v in enumerate(values)
+    )
+
+
+NUMBERS = {
+    "base": [50.0, 52, 49, 51, 53, 50.5, 48, 52.5],
+    "better": [53.0, 54.1, 52.3, 53.2, 55.4, 54.0, 50.5, 55.1],
+    "worse": [45.0, 47.3, 45.1, 46.2, 49.4, 46.6, 43.9, 46.8],
+    "alike": [50.3, 51.6, 49.5, 51.2, 52.2, 50.4, 48.7, 51.9],
+}
+
+
+def test_differences_are_paired_over_the_seeds():
+    table = results.compare(frame(**NUMBERS), "base")
+    assert list(table.index) == ["better", "worse", "alike"]
+    for label in table.index:
+        d = np.array(NUMBERS[label]) - np.array(NUMBERS["base"])
+        row = table.loc[label]
+        interval = scipy.stats.ttest_rel(NUMBERS[label], NUMBERS["base"]).confidence_interval(0.95)
+        assert row["n"] == 8 and row["difference"] == pytest.approx(d.mean())
+        assert [row["low"], row["high"]] == pytest.approx(list(interval))
+        assert row["resolves"] == pytest.approx((interval.high - interval.low) / 2)
+        assert row["p"] == pytest.approx(scipy.stats.wilcoxon(d, method="exact").pvalue)
+    assert table["verdict"].tolist() == ["holds", "reversed", "does not hold"]
+
+
+def test_pairs_are_matched_by_their_seeds():
+    runs = frame(**NUMBERS)
+    shuffled = runs.sample(frac=1, random_state=0)
+    a, b = results.compare(runs, "base"), results.compare(shuffled, "base")
+    pd.testing.assert_frame_equal(a.sort_index(), b.sort_index())
+    missing = runs[(runs["label"] != "better") | (runs["train_seed"] < 6)]
+    assert results.compare(missing, "base").loc["better", "n"] == 6
+    d = np.array(NUMBERS["better"][:6]) - np.array(NUMBERS["base"][:6])
+    assert results.compare(missing, "base").loc["better", "difference"] == pytest.approx(d.mean())
+
+
+def test_holm_s_correction_by_hand():
+    """Sorted p times 4, 3, 2, 1, never falling, never above 1."""
+    signs = {"a": [1] * 7, "b": [-1] + [1] * 6, "c": [1, -1] * 3 + [1], "d": [-1, 1] * 3 + [1]}
+    d = {k: [s * (1 + 0.1 * j) for j, s in enumerate(v)] for k, v in signs.items()}
+    table = results.compare(frame(base=[0.0] * 7, **d), "base")
+    p = [scipy.stats.wilcoxon(d[k]).pvalue for k in "abcd"]
+    assert p == pytest.approx([1 / 64, 2 / 64, 52 / 64, 30 / 64])
+    assert table["p_holm"].tolist() == pytest.approx([4 / 64, 6 / 64, 60 / 64, 60 / 64])
+    table = results.compare(frame(base=[0.0] * 7, d=d["d"], c=d["c"], also_c=[-v for v in d["c"]]), "base")
+    assert table["p_holm"].tolist() == [1, 1, 1]
+
+
+def test_equal_runs_do_not_differ():
+    table = results.compare(frame(base=[50.0] * 8, same=[50.0] * 8), "base")
+    assert table.loc["same", ["difference", "p", "p_holm", "verdict"]].tolist() == [0, 1, 1, "does not hold"]
+
+
+def test_a_baseline_without_runs_is_refused():
+    with pytest.raises(ValueError, match="no runs of 'nothing': choose from"):
+        results.compare(frame(**NUMBERS), "nothing")
+
+
+@pytest.mark.parametrize(
+    "n, low, high, p, verdict",
+    [
+        (6, 0.1, 2.0, 0.049, "holds"),
+        (5, 0.1, 2.0, 0.001, "not tested"),
+        (6, 0.1, 2.0, 0.05, "does not hold"),
+        (6, 0.0, 2.0, 0.01, "does not hold"),
+        (6, -0.1, 2.0, 0.01, "does not hold"),
+        (6, -2.0, -0.1, 0.01, "reversed"),
+        (6, -2.0, 0.0, 0.01, "does not hold"),
+        (6, -2.0, -0.1, 0.2, "does not hold"),
+        (6, float("nan"), float("nan"), 0.01, "does not hold"),
+    ],
+)
+def test_the_verdict_on_a_claim(n, low, high, p, verdict):
+    assert results.claim_verdict(n, low, high, p) == verdict
+
+
+@pytest.mark.parametrize(
+    "paper, values, verdict",
+    [
+        (None, [50, 51], "not available"),
+        (50, [], "pending"),
+        (51, [50], "reproduced"),
+        (49, [50], "reproduced"),
+        (51.01, [50], "within 2 points"),
+        (52, [50], "within 2 points"),
+        (47.9, [50], "within 3 points"),
+        (53, [50], "within 3 points"),
+        (53.01, [50], "not reproduced"),
+        (54, [46, 50, 54], "reproduced"),  # inside a wide interval
+        (54, [50, 50.1, 49.9], "not reproduced"),
+    ],
+)
+def test_the_verdict_on_a_number(paper, values, verdict):
+    assert results.reproduction(paper, pd.Series(values, dtype=float)) == verdict
+
+
+def test_the_interval_of_a_mean():
+    values = pd.Series([50.0, 53.0, 49.0, 52.0])
+    low, high = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+    edge = (high - low) / 2
+    assert results.reproduction(51 + edge - 1e-9, values) == "reproduced"
+    assert results.reproduction(51 + edge + 1e-9, values) != "reproduced"
+
+
+# The records that come with the package
+
+
+def test_the_shipped_records_belong_to_a_table():
+    records = results.load()
+    known = {cell.key(seeds): (cell, seeds) for table in TABLES.values() for cell, seeds in table.runs()}
+    for key, record in records.items():
+        assert key in known, f"{record['file']}: {key} is in no table"
+        cell, seeds = known[key]
+        assert not record["dry"] and {k: record[k] for k in cell.identity(seeds)} == cell.identity(seeds)
+        assert len(record["confusion"][0]) == len(record["n"]) and record["curve"][-1]["epoch"] == cell.protocol.epochs
+        matrix = np.array(record["confusion"][0])
+        assert record["metrics"]["accuracy"] == pytest.approx(matrix.trace() / matrix.sum(), abs=1e-5)
+
+
+def test_the_shipped_records_stand_under_their_table():
+    for path in sorted(results.RECORDS.glob("*.jsonl.gz")):
+        name = path.name.removesuffix(".jsonl.gz")
+        wanted = {cell.key(seeds) for cell, seeds in TABLES[name].runs()}
+        assert {json.loads(line)["key"] for line in gzip.decompress(path.read_bytes()).splitlines()} <= wanted
+    assert sum(f.stat().st_size for f in results.RECORDS.iterdir()) < 10e6, "a few MB in all"
