@@ -164,7 +164,8 @@ def _finish(name, out):
     runs = results.frame(table, out)
     if runs.empty:
         return
-    results.archive([{k: v for k, v in r.items() if k != "file"} for r in runs["record"]], out / f"{name}.jsonl.gz")
+    elsewhere = {p.name for p in results.RECORDS.glob("*.jsonl.gz")} - {f"{name}.jsonl.gz"}  # shared with other tables
+    results.archive([r for r in runs["record"] if r["file"] not in elsewhere], out / f"{name}.jsonl.gz")
     _save_figure(runs, out / f"{name}.png")
     print(f"records: {out / name}.jsonl.gz, figure: {out / name}.png")
 

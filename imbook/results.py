@@ -85,6 +85,7 @@ def save(record, folder):
 
 def archive(records, path):
     """Write records into one compressed file, one a line, sorted by key: the same records give the same bytes."""
+    records = [{k: v for k, v in r.items() if k != "file"} for r in records]  # `load` added it
     lines = "".join(
         json.dumps(r, separators=(",", ":"), sort_keys=True) + "\n" for r in sorted(records, key=lambda r: r["key"])
     )
@@ -106,7 +107,7 @@ def load(folder=None):
         try:
             text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
             for record in map(json.loads, text.splitlines()):
-                if record["key"] not in records or record["time"] >= records[record["key"]]["time"]:
+                if record["key"] not in records or record["time"] > records[record["key"]]["time"]:
                     records[record["key"]] = {**record, "file": path.name}
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise ValueError(
