@@ -10,7 +10,7 @@ help:
 	@echo "make test        lint, unit tests, notebooks, the book's build, the built pages"
 	@echo "make run         train on long-tailed digits, under a minute: a table and a figure"
 	@echo "make test-long   fuzzing, kill and resume: minutes"
-	@echo "make generated   rewrite the pages collected from notebooks and records"
+	@echo "make generated   rewrite the pages and the figure made from notebooks and records"
 	@echo "make repository URL=https://github.com/OWNER/NAME   set the repository's address everywhere"
 
 setup: .venv/.ready
@@ -59,6 +59,8 @@ run: .venv/.ready
 generated: .venv/.ready
 	$(BIN)/python tools/method_cards.py > book/_generated/method-cards.md
 	$(BIN)/python -m imbook provenance > book/_generated/provenance.md
+	$(BIN)/python -m imbook table fashion --cell "cross entropy" --cell "inverse frequency" --cell "logit adjustment" \
+		--figure book/_static/readme.png
 
 repository: .venv/.ready
 	$(BIN)/python tools/repository.py $(URL)

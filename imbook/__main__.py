@@ -27,6 +27,7 @@ def main(arguments=None):
     command.add_argument("table", choices=list(TABLES))
     command.add_argument("--out", default="runs")
     command.add_argument("--figure", help="also save recall by class size to this file")
+    command.add_argument("--cell", action="append", help="in the figure: only the cells with these labels")
     command = commands.add_parser("run", help="run what is missing of some tables")
     command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, "all"])
     command.add_argument("--cell", action="append", help="only the cells whose label holds this text")
@@ -82,7 +83,8 @@ def _table(options):
     table = TABLES[options.table]
     _print_table(table, options.out)
     if options.figure:
-        _save_figure(results.frame(table, options.out), options.figure)
+        runs = results.frame(table, options.out)
+        _save_figure(runs[runs["label"].isin(options.cell)] if options.cell else runs, options.figure)
     return 0
 
 

@@ -60,7 +60,7 @@ def strip(runs, metric="balanced_accuracy", ax=None):
 
 
 def recall_by_size(runs, ax=None):
-    """Recall of the class at each rank of size, head to tail: mean over the runs, band from their worst to their best.
+    """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard error.
 
     runs: `imbook.results.frame`; ranks are taken run by run, since the tail may be another class in each.
     """
@@ -70,7 +70,7 @@ def recall_by_size(runs, ax=None):
         by_class = 100 * matrix.diagonal() / matrix.sum(1)
         order = np.argsort(-np.array(run["record"]["n"]), kind="stable")
         points += [{"label": run["label"], "rank": r + 1, "recall": by_class[c]} for r, c in enumerate(order)]
-    ax = _band(pd.DataFrame(points), "rank", "recall", ax, errorbar=("pi", 100), marker="o")
+    ax = _band(pd.DataFrame(points), "rank", "recall", ax, errorbar="se", marker="o")
     ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)", xticks=range(1, len(order) + 1))
     return ax
 
