@@ -59,6 +59,10 @@ def test_the_released_split_of_cdb(ratio, total):
         assert torch.equal(train[y[train] == c], in_file_order[: n[c]])
 
 
+def test_rounding_does_not_take_an_image():
+    assert data.long_tailed_counts(49, 49, 2) == [49, 1], "49 * 49 ** -1 is a little less than 1"
+
+
 def test_order_permutes_the_profile():
     order = data.class_order(10, seed=4)
     n = torch.tensor(sizes(CIFAR10, data.long_tailed(CIFAR10, 100, seed=0, order=order)))
