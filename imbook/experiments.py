@@ -324,6 +324,7 @@ TABLES = {
                 PAIR,
                 *BASELINES[:5],
                 *CDB_OURS,
+                ("CDB, tau 0.5, floor 0.05", "CDB", {"tau": 0.5, "floor": 0.05}),
             ),
             together(10),
             metric="accuracy",
