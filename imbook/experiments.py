@@ -15,7 +15,7 @@ import torch
 
 from imbook import data, metrics, nets
 from imbook.methods import METHODS
-from imbook.results import facts, provenance, rounded
+from imbook.results import commit, facts, provenance, rounded, source_hash
 from imbook.train import Protocol, evaluate, fit
 
 
@@ -142,6 +142,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
     seeds: dict(order=, draw=, train=). device: 'cpu' or 'cuda'. checkpoint: a file to resume from. tick: see `fit`.
     dry: two steps in two epochs through the same code; the record is marked and kept out of every table.
     """
+    source_hash(), commit()  # noted once a process, before its first run: the files may change while it trains
     key = ("dry-" if dry else "") + cell.key(seeds)
     if dry:
         cell = replace(cell, protocol=replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1))

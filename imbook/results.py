@@ -55,13 +55,15 @@ def provenance(device):
         device=name,
         threads=torch.get_num_threads(),
         versions=dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "numpy")}),
-        commit=_commit(),
+        commit=commit(),
         source=source_hash(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _commit():
+@cache
+def commit():
+    """The commit the package is checked out at, 12 hexadecimal digits; None outside a repository or without git."""
     with contextlib.suppress(OSError):  # no git on this machine
         git = subprocess.run(["git", "-C", PACKAGE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
         return git.stdout.strip() or None

@@ -183,10 +183,20 @@ def test_a_record_says_all_about_its_run(record):
     assert record["curve"][-1]["test"] == pytest.approx(
         [record["confusion"][0][c][c] / 50 for c in range(10)], abs=1e-5
     )
-    for name in ("device", "threads", "versions", "commit", "source", "time", "peak_mb"):
+    for name in ("device", "threads", "versions", "source", "time", "peak_mb"):
         assert record[name], name
     assert 0 < record["train_seconds"] <= record["seconds"]
     assert json.loads(json.dumps(record)) == record
+
+
+def test_a_record_names_the_commit_that_was_loaded(monkeypatch):
+    """Not the one that the checkout has moved on to while the run trained."""
+    head = ["before"]
+    answer = lambda *arguments, **options: type("git", (), {"stdout": f"{head[0]}\n"})  # noqa: E731
+    monkeypatch.setattr(results.subprocess, "run", answer)
+    results.commit.cache_clear()
+    assert run(CELL, SEEDS, tick=lambda epoch, row: head.__setitem__(0, "after"))["commit"] == "before"
+    results.commit.cache_clear()
 
 
 def test_a_run_is_decided_by_its_seeds(record):

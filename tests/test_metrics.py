@@ -38,8 +38,10 @@ def test_summary_collects_the_numbers(predictions):
     summary = metrics.summary(scores, y)
     assert list(summary) == "accuracy balanced_accuracy macro_f1 g_mean macro_auprc calibration_error".split()
     assert summary["macro_f1"] == pytest.approx(reference.f1_score(y, predicted, average="macro"))
-    expected = reference.average_precision_score(torch.eye(5)[y].numpy(), scores.numpy(), average="macro")
-    assert summary["macro_auprc"] == pytest.approx(expected)
+    expected = reference.average_precision_score(torch.eye(5)[y].numpy(), scores.softmax(1).numpy(), average="macro")
+    assert summary["macro_auprc"] == pytest.approx(expected), "of probabilities"
+    moved = scores + torch.arange(200.0)[:, None]
+    assert metrics.summary(moved, y) == pytest.approx(summary, abs=1e-4), "logits mean the same with a constant added"
     matrix = metrics.confusion(scores, y)
     assert summary["accuracy"] == metrics.accuracy(matrix) and summary["g_mean"] == metrics.g_mean(matrix)
     assert summary["balanced_accuracy"] == metrics.balanced_accuracy(matrix)

@@ -161,7 +161,9 @@ def test_provenance_without_git(monkeypatch):
 
     assert results.provenance("cpu")["device"] and len(results.source_hash()) == 12
     monkeypatch.setattr(subprocess, "run", missing)
+    results.commit.cache_clear()
     assert results.provenance("cpu")["commit"] is None
+    results.commit.cache_clear()
 
 
 HOLDER = """
