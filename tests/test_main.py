@@ -184,27 +184,31 @@ from imbook import results
 results.RECORDS = Path({shipped!r})
 command.TABLES = {{"quick": toys.table(**{table!r})}}
 print("ready", flush=True)
+sys.stdin.readline()
 sys.exit(command.main(["run", "quick", "--out", {out!r}]))
 """
 
 
-def worker(tmp_path, **table):
+def workers(tmp_path, number, **table):
+    """Processes that begin on one queue at the same moment, after all have loaded."""
     code = WORKER.format(
         tests=os.path.dirname(__file__), shipped=str(tmp_path / "shipped"), table=table, out=str(tmp_path / "out")
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert child.stdout.readline() == "ready\n"
-    return child
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    started = [subprocess.Popen([sys.executable, "-c", code], text=True, cwd=tmp_path, **pipes) for _ in range(number)]
+    assert all(child.stdout.readline() == "ready\n" for child in started)
+    for child in started:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    return started
 
 
 def test_two_workers_share_a_queue(tmp_path):
     """Each run is made once, and none is lost: the two progress logs name each run's claim once between them."""
     table = dict(seeds=6, epochs=8)
-    workers = [worker(tmp_path, **table) for _ in range(2)]
-    finished = [w.communicate(timeout=120) for w in workers]
-    assert [w.returncode for w in workers] == [0, 0], finished
+    both = workers(tmp_path, 2, **table)
+    finished = [w.communicate(timeout=300) for w in both]
+    assert [w.returncode for w in both] == [0, 0], finished
     expected = keys(toys.table(**table))
     made = records(tmp_path / "out")
     assert set(made) == expected and all(len(r["curve"]) == 8 for r in made.values())
@@ -212,7 +216,7 @@ def test_two_workers_share_a_queue(tmp_path):
     assert all(begun) and len(begun[0] | begun[1]) == 12 and not begun[0] & begun[1], "both worked, on different runs"
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -222,17 +226,17 @@ def wait_for(condition, seconds=60):
 @pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_queue_loses_the_run_in_flight_at_most(tmp_path, how, code):
     table = dict(seeds=3, epochs=10)
-    child = worker(tmp_path, **table)
+    (child,) = workers(tmp_path, 1, **table)
     wait_for(lambda: len(list((tmp_path / "out").glob("*.json"))) >= 2)
     child.send_signal(how)
-    printed, _ = child.communicate(timeout=60)
+    printed, _ = child.communicate(timeout=300)
     assert child.returncode == code
     before = records(tmp_path / "out")
     assert 2 <= len(before) < 6, "stopped on the way, whole records only"
     if how == signal.SIGINT:
         assert f"interrupted: {6 - len(before)} runs are missing; the same command goes on from here" in printed
-    child = worker(tmp_path, **table)
-    child.communicate(timeout=120)
+    (child,) = workers(tmp_path, 1, **table)
+    child.communicate(timeout=300)
     after = records(tmp_path / "out")
     assert set(after) == keys(toys.table(**table)) and all(after[k] == r for k, r in before.items())
 
