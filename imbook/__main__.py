@@ -45,7 +45,11 @@ def main(arguments=None):
 
 def _data(options):
     for name in options.names:
-        print(f"{name}: whole in {data.download(name)}")
+        try:
+            data.load(name)
+            print(f"{name}: whole in {data.data_root() / data.SOURCES[name].folder}")
+        except FileNotFoundError:
+            print(f"{name}: whole in {data.download(name)}")
     return 0
 
 
@@ -104,7 +108,7 @@ def _provenance(options):
 def _run(options):
     names = list(TABLES) if "all" in options.tables else options.tables
     deadline = time.monotonic() + options.budget if options.budget else float("inf")
-    out, longest, stopped = Path(options.out), {}, None
+    out, longest, stopped, failed = Path(options.out), {}, None, []
     queue = _missing(names, options)
     length = lambda cell: 2 if options.dry else cell.protocol.epochs  # noqa: E731
     bar = tqdm(total=sum(length(cell) for _, cell, _ in queue), unit="epoch", disable=not queue)
@@ -128,7 +132,12 @@ def _run(options):
                     continue
                 bar.set_description(f"{name}: {cell.label}, seeds {'/'.join(map(str, seeds.values()))}")
                 began, checkpoint = time.monotonic(), out / "checkpoints" / f"{key}.pt"
-                results.save(run(cell, seeds, device, None if options.dry else checkpoint, tick, options.dry), out)
+                try:
+                    record = run(cell, seeds, device, None if options.dry else checkpoint, tick, options.dry)
+                except FloatingPointError as error:  # one diverging run must not end the queue
+                    failed.append(f"{name}: {cell.label}, seeds {seeds}: {error}")
+                    continue
+                results.save(record, out)
                 checkpoint.unlink(missing_ok=True)
                 longest[name] = max(longest.get(name, 0), time.monotonic() - began)
     except TimeoutError:
@@ -141,7 +150,9 @@ def _run(options):
             _finish(name, out)
     if stopped:
         print(f"{stopped}: {len(_missing(names, options))} runs are missing; the same command goes on from here")
-    return 130 if stopped == "interrupted" else 0
+    for line in failed:
+        print(f"failed, no record: {line}")
+    return 130 if stopped == "interrupted" else bool(failed)
 
 
 def _missing(names, options):

@@ -252,7 +252,7 @@ def compare(runs, baseline, metric="balanced_accuracy"):
     """Differences to one row, paired over the seeds: a DataFrame, one row a label.
 
     Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference
-    this n can tell from none), p (Wilcoxon signed rank, exact, two-sided), p_holm (corrected over the rows), verdict
+    this n can tell from none), p (Wilcoxon signed rank, two-sided), p_holm (corrected over the rows), verdict
     (`claim_verdict`).
     Raises ValueError where the baseline has no runs.
     """
@@ -261,6 +261,8 @@ def compare(runs, baseline, metric="balanced_accuracy"):
     wide = runs.pivot_table(index=SEEDS, columns="label", values=metric, sort=False)
     if baseline not in wide:
         raise ValueError(f"no runs of {baseline!r}: choose from {list(wide)}")
+    if len(wide.columns) == 1:
+        raise ValueError(f"only {baseline!r} has runs: there is nothing to compare it with")
     rows = []
     for label in wide.columns.drop(baseline):
         d = (wide[label] - wide[baseline]).dropna()

@@ -167,9 +167,32 @@ def test_provenance_prints_a_table(capsys):
 
 
 def test_data_names_the_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("IMBOOK_DATA", str(tmp_path))  # where nothing is
     monkeypatch.setattr(data, "download", lambda name: tmp_path / name)
     assert command.main(["data", "mnist", "cifar10"]) == 0
     assert f"mnist: whole in {tmp_path / 'mnist'}" in capsys.readouterr().out
+
+
+def test_data_does_not_download_again_what_is_whole(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("IMBOOK_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "load", lambda name: None)
+    monkeypatch.setattr(data, "download", lambda name: pytest.fail("downloaded again"))
+    assert command.main(["data", "mnist"]) == 0
+    assert f"mnist: whole in {tmp_path / 'MNIST/raw'}" in capsys.readouterr().out
+
+
+def test_a_diverging_run_is_named_and_does_not_end_the_queue(monkeypatch, capsys, tmp_path):
+    real = command.run
+
+    def diverging(cell, seeds, *rest):
+        if seeds["train"] == 0 and cell.label == "CrossEntropy":
+            raise FloatingPointError("the loss is not finite in epoch 0")
+        return real(cell, seeds, *rest)
+
+    monkeypatch.setattr(command, "run", diverging)
+    assert command.main(["run", "quick", "--out", str(tmp_path)]) == 1
+    assert "failed, no record: quick: CrossEntropy" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.json"))) == 3
 
 
 # Processes of their own
