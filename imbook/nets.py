@@ -42,7 +42,7 @@ def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
 
     Stages: stage1, stage2, stage3, stage4, head.
     The paper gives maps and units; 5 x 5 kernels without padding and 2 x 2 max pooling are our choice [R].
-    Input (B, channels, size, size); logits (B, C). Source: Ando and Huang 2017, section 4.
+    Input (B, channels, size, size); logits (B, C). Source: Ando and Huang 2017.
     """
     side = ((size - 4) // 2 - 4) // 2
     return _stages(

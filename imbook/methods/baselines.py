@@ -27,7 +27,7 @@ def inverse_frequency(n):
 def effective_number(n, beta=0.999):
     """w_c proportional to (1 - beta) / (1 - beta^n_c), mean 1: float32 (C,). beta 0: all 1; to 1: inverse frequency.
 
-    Source: Cui et al. 2019, equation 3 and section 4 (class-balanced loss). ValueError for beta outside [0, 1).
+    Source: Cui et al. 2019 (class-balanced loss). ValueError for beta outside [0, 1).
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta {beta}: choose from 0 up to, but not including, 1")
@@ -81,7 +81,7 @@ class Weighted(Method):
 class Focal(Method):
     """Focal loss: the mean of (1 - p_y)^gamma * -log p_y. gamma 0 is cross entropy.
 
-    Source: Lin et al. 2017, equation 4.
+    Source: Lin et al. 2017.
     """
 
     def __init__(self, n=None, gamma=1.0):
@@ -117,7 +117,7 @@ class OverSampling(CrossEntropy):
     """Cross entropy on class-balanced sampling: each epoch visits every class equally often, N / C times, so that it
     has as many steps as plain training: the tail is repeated, the head thinned out anew each epoch.
 
-    Source: the class-balanced sampling of Kang et al. 2020, equation 1 with q = 0.
+    Source: the class-balanced sampling of Kang et al. 2020.
     """
 
     def update(self, epoch, net, train, valid):
@@ -128,7 +128,7 @@ class OverSampling(CrossEntropy):
 class LogitAdjusted(CrossEntropy):
     """Cross entropy in training; at test time the scores are logits - tau * log(n_c / N).
 
-    Source: Menon et al. 2021, section 4.1.
+    Source: Menon et al. 2021.
     """
 
     def __init__(self, n, tau=1.0):
@@ -142,7 +142,7 @@ class LogitAdjusted(CrossEntropy):
 class BalancedSoftmax(Method):
     """Cross entropy of logits + tau * log(n_c / N): the logit-adjusted loss.
 
-    Source: Menon et al. 2021, equation 10; Ren et al. 2020.
+    Source: Menon et al. 2021; Ren et al. 2020.
     """
 
     def __init__(self, n, tau=1.0):
@@ -158,7 +158,7 @@ class LDAM(Weighted):
 
     It needs a network whose head is `imbook.nets.CosineHead`. The margin of class c is proportional to n_c^(-1/4), the
     largest `margin`; logits are scaled by `scale`.
-    Source: Cao et al. 2019, equations 13 and 14.
+    Source: Cao et al. 2019.
     """
 
     def __init__(self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160):
