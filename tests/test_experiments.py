@@ -185,7 +185,8 @@ def test_a_record_says_all_about_its_run(record):
     )
     for name in ("device", "threads", "versions", "source", "time", "peak_mb"):
         assert record[name], name
-    assert 0 < record["train_seconds"] <= record["seconds"]
+    assert 0 < record["curve"][0]["seconds"] < record["curve"][1]["seconds"] <= record["seconds"] + 0.01  # rounded
+    assert record["train_seconds"] == round(record["curve"][1]["seconds"], 2)
     assert json.loads(json.dumps(record)) == record
 
 
