@@ -14,6 +14,10 @@ from imbook import data, results
 from imbook.experiments import TABLES, run
 
 
+class BudgetSpent(Exception):
+    """The time given by --budget is over; not a TimeoutError, which a file system may raise too."""
+
+
 def main(arguments=None):
     """Parse and carry out one command; returns the exit status."""
     parser = argparse.ArgumentParser("imbook", description="The experiments of the book: data, queue and records.")
@@ -116,7 +120,7 @@ def _run(options):
     def tick(epoch, row):
         bar.update()
         if time.monotonic() > deadline:
-            raise TimeoutError
+            raise BudgetSpent
 
     try:
         for name, cell, seeds in queue:
@@ -125,7 +129,7 @@ def _run(options):
                 torch.set_num_threads(1)
             key = ("dry-" if options.dry else "") + cell.key(seeds)
             if time.monotonic() + longest.get(name, 0) > deadline:
-                raise TimeoutError
+                raise BudgetSpent
             with results.claim(out, key) as mine:
                 if not mine or (out / f"{key}.json").exists():
                     bar.update(length(cell))
@@ -140,7 +144,7 @@ def _run(options):
                 results.save(record, out)
                 checkpoint.unlink(missing_ok=True)
                 longest[name] = max(longest.get(name, 0), time.monotonic() - began)
-    except TimeoutError:
+    except BudgetSpent:
         stopped = "the budget is spent"
     except KeyboardInterrupt:
         stopped = "interrupted"
