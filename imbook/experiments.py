@@ -15,6 +15,7 @@ import torch
 
 from imbook import data, metrics, nets
 from imbook.methods import METHODS
+from imbook.methods.crl import FORMS, LEVELS
 from imbook.results import commit, facts, provenance, rounded, source_hash
 from imbook.train import Protocol, evaluate, fit
 
@@ -209,6 +210,9 @@ PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
 CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
     "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
 )
+CIFAR_200 = Protocol(  # the field's for CIFAR with ResNet-32, from LDAM's line of papers [R]
+    "cifar-200", 200, 128, 0.1, 0.9, 2e-4, warmup=5, milestones=(160, 180), decay=0.01, crop=4, flip=True, watch=5
+)
 CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
@@ -246,6 +250,10 @@ CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
 
 CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
 
+FASHION_BALANCED = Split("fashion-mnist", "balanced", n_max=500, valid=100)  # as many images as at ratio 100
+CRL_CHOICE = {level: {"alpha": 0.5, "kappa": 3} for level in LEVELS}
+CRL_ALPHAS, CRL_KAPPAS = (0.1, 0.25, 0.5, 0.75, 0.9), (1, 8, 25)
+
 CDB_FIXED = tuple((f"CDB, tau {tau:g}", "CDB", {"tau": tau}) for tau in (0.5, 1.0, 1.5, 2.0))
 CDB_DYNAMIC = ("CDB, dynamic tau", "CDB", {"tau": "dynamic"})
 CDB_OURS = (*CDB_FIXED, CDB_DYNAMIC)
@@ -257,6 +265,20 @@ CDB_ABLATIONS = (
     ("dynamic, floor 0.05", "CDB", {"tau": "dynamic", "floor": 0.05}),
     ("dynamic, mean over weights", "CDB", {"tau": "dynamic", "reduction": "weights"}),
 )
+
+CRL_SIX = tuple(
+    (f"CRL, {level}, {form}", "CRL", {"level": level, "form": form} | CRL_CHOICE[level])
+    for level in LEVELS
+    for form in FORMS
+)
+
+
+def crl_sweep(level, alphas, kappas):
+    """CRL's relative form at one level: alpha varied at kappa 3, kappa varied at alpha 0.5."""
+    pairs = [(a, 3) for a in alphas] + [(0.5, k) for k in kappas]
+    return tuple(
+        (f"{level}, alpha {a:g}, kappa {k}", "CRL", {"level": level, "alpha": a, "kappa": k}) for a, k in pairs
+    )
 
 
 def with_valid(split, net, protocol, *methods):
@@ -284,6 +306,29 @@ TABLES = {
     ),
     "fashion-seeds": Table(
         "Fashion-MNIST: order, draw and training seeds crossed", rows(FASHION_LT, "lenet", SMALL, CE), crossed(3)
+    ),
+    "crl-sweep": Table(
+        "CRL on Fashion-MNIST, long-tailed, ratio 100: alpha and kappa, judged on the validation images",
+        rows(
+            FASHION_LT,
+            "lenet",
+            SMALL,
+            CE,
+            ("class, alpha 0.0049, Omega as a share", "CRL", {"level": "class", "alpha": 0.0049}),
+            *(row for level in LEVELS for row in crl_sweep(level, CRL_ALPHAS, CRL_KAPPAS)),
+        ),
+        tuple(dict(order=s, draw=s, train=s) for s in (100, 101, 102)),
+    ),
+    "crl-sweep-balanced": Table(
+        "CRL on balanced Fashion-MNIST: alpha, judged on the validation images",
+        rows(
+            FASHION_BALANCED,
+            "lenet",
+            SMALL,
+            CE,
+            *(row for level in LEVELS for row in crl_sweep(level, CRL_ALPHAS[:3], ())),
+        ),
+        tuple(dict(order=s, draw=s, train=s) for s in (100, 101, 102)),
     ),
     "cdb-fashion": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 100",

@@ -10,9 +10,10 @@ from imbook.methods.baselines import (
     Weighted,
 )
 from imbook.methods.cdb import CDB
+from imbook.methods.crl import CRL
 
 METHODS = {
-    m.__name__: m for m in (CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDB)
+    m.__name__: m for m in (CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDB, CRL)
 }
 
 __all__ = ["METHODS", *METHODS]
