@@ -252,6 +252,8 @@ CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
 
 FASHION_BALANCED = Split("fashion-mnist", "balanced", n_max=500, valid=100)  # as many images as at ratio 100
 CRL_CHOICE = {level: {"alpha": 0.5, "kappa": 3} for level in LEVELS}
+CRL_CHOICE_BALANCED = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}
+CRL_CHOICE_CIFAR100 = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}  # waits for crl-cifar100-select
 CRL_ALPHAS, CRL_KAPPAS = (0.1, 0.25, 0.5, 0.75, 0.9), (1, 8, 25)
 
 CDB_FIXED = tuple((f"CDB, tau {tau:g}", "CDB", {"tau": tau}) for tau in (0.5, 1.0, 1.5, 2.0))
@@ -281,6 +283,21 @@ def crl_sweep(level, alphas, kappas):
     )
 
 
+def crl_balanced(choice, forms, alphas=None, fact=None):
+    """CRL's rows on balanced data, where alpha is explicit: the chosen one of a level, or each of `alphas`."""
+    return tuple(
+        (
+            f"CRL, {level}, {form}" + (f", alpha {a:g}" if alphas else ""),
+            "CRL",
+            {"level": level, "form": form} | choice[level] | ({"alpha": a} if alphas else {}),
+            *([fact] if fact else []),
+        )
+        for level in LEVELS
+        for form in forms
+        for a in alphas or (None,)
+    )
+
+
 def with_valid(split, net, protocol, *methods):
     """The rows of baselines that train on the held-out images too: what CDB's validation set costs the others."""
     return rows(
@@ -306,6 +323,26 @@ TABLES = {
     ),
     "fashion-seeds": Table(
         "Fashion-MNIST: order, draw and training seeds crossed", rows(FASHION_LT, "lenet", SMALL, CE), crossed(3)
+    ),
+    "crl-fashion": Table(
+        "CRL on Fashion-MNIST, long-tailed, ratio 100",
+        rows(FASHION_LT, "lenet", SMALL, *BASELINES, *CRL_SIX),
+        together(10),
+    ),
+    "crl-fashion-10": Table(
+        "CRL on Fashion-MNIST, long-tailed, ratio 10",
+        rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, CE, BASELINES[1], BASELINES[6], *CRL_SIX),
+        together(5),
+    ),
+    "crl-fashion-balanced": Table(
+        "CRL on balanced Fashion-MNIST",
+        rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_balanced(CRL_CHOICE_BALANCED, FORMS)),
+        together(10),
+    ),
+    "crl-cifar10": Table(
+        "CRL on CIFAR-10, long-tailed, ratio 100, short protocol",
+        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5], CRL_SIX[0], CRL_SIX[2], CRL_SIX[3]),
+        together(3),
     ),
     "crl-sweep": Table(
         "CRL on Fashion-MNIST, long-tailed, ratio 100: alpha and kappa, judged on the validation images",
@@ -376,6 +413,49 @@ TABLES = {
             metric="accuracy",
         )
         for share in (0.9, 0.95, 0.98, 0.99, 0.995)
+    },
+    "crl-cifar100-select": Table(
+        "CRL on balanced CIFAR-100: alpha, judged on the validation images",
+        rows(
+            Split("cifar100", "balanced", n_max=475, valid=25),
+            "resnet32",
+            CIFAR_200,
+            CE,
+            *crl_balanced(CRL_CHOICE_CIFAR100, FORMS[:1], alphas=(0.05, 0.1, 0.25, 0.5)),
+        ),
+        (dict(order=100, draw=100, train=100),),
+        device="cuda",
+    ),
+    "crl-cifar100-balanced": Table(
+        "CRL on balanced CIFAR-100",
+        rows(
+            Split("cifar100", "balanced"),
+            "resnet32",
+            CIFAR_200,
+            (*CE, "crl/cifar100-balanced/cross entropy"),
+            *crl_balanced(CRL_CHOICE_CIFAR100, FORMS[:1], fact="crl/cifar100-balanced/CRL"),
+        ),
+        together(3),
+        device="cuda",
+        metric="accuracy",
+    ),
+    **{
+        f"crl-{split.data}-{name}-100": Table(
+            f"CRL on {'CIFAR-100' if split.data == 'cifar100' else 'CIFAR-10'}, {title}, ratio 100",
+            rows(
+                replace(split, profile=profile, draw="seed"),
+                "resnet32",
+                CIFAR_200,
+                CE,
+                ("deferred re-weighting", "Weighted", {"scheme": "effective", "beta": 0.9999, "start": 160}),
+                CRL_SIX[0],
+                CRL_SIX[3],
+            ),
+            together(3),
+            device="cuda",
+        )
+        for split in (CIFAR10_LT, CIFAR100_LT)
+        for name, profile, title in (("lt", "long_tailed", "long-tailed"), ("step", "step", "step"))
     },
     **{
         f"cdb-cifar100-{ratio}": Table(

@@ -112,6 +112,17 @@ def resnet32(classes=10, channels=3):
     return resnet(32, classes, channels)
 
 
+def cut(net, stage):
+    """k such that net[:k] ends with the named stage and net[k:] goes on from its features; 0 for 'input'.
+
+    Raises ValueError for a stage that the network does not have.
+    """
+    names = ["input", *(name for name, _ in net.named_children())]
+    if stage not in names:
+        raise ValueError(f"stage {stage!r}: this network has {', '.join(names)}")
+    return names.index(stage)
+
+
 class CosineHead(nn.Linear):
     """A classifier without bias on the cosine of features and class vectors: (B, D) -> (B, C), values in [-1, 1].
 

@@ -1,6 +1,7 @@
 """The methods, one file each; `METHODS` maps the names that records use to their classes."""
 
 from imbook.methods.baselines import (
+    CDT,
     LDAM,
     BalancedSoftmax,
     CrossEntropy,
@@ -11,9 +12,15 @@ from imbook.methods.baselines import (
 )
 from imbook.methods.cdb import CDB
 from imbook.methods.crl import CRL
+from imbook.methods.mfw import MFW
+from imbook.methods.mixup import ManifoldMixup, Mixup, Remix
 
 METHODS = {
-    m.__name__: m for m in (CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDB, CRL)
+    m.__name__: m
+    for m in (
+        *(CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDT),
+        *(Mixup, ManifoldMixup, Remix, CDB, CRL, MFW),
+    )
 }
 
 __all__ = ["METHODS", *METHODS]

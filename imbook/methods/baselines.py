@@ -153,6 +153,22 @@ class BalancedSoftmax(Method):
         return F.cross_entropy(net(x) + self.shift, y)
 
 
+class CDT(Method):
+    """Class-dependent temperatures: in training, cross entropy of the logits h_c / (n_max / n_c)^gamma.
+
+    gamma 0 is cross entropy; scores at test time are the logits as they are. Source: Ye et al. 2020.
+    """
+
+    def __init__(self, n, gamma=0.2):
+        super().__init__()
+        if gamma < 0 or n.min() < 1:
+            raise ValueError(f"gamma {gamma}, smallest class {n.min()}: gamma from 0, and at least one image a class")
+        self.register_buffer("temperature", ((n.max() / n.double()) ** gamma).float())  # (C,), at least 1
+
+    def forward(self, net, x, y, i):
+        return F.cross_entropy(net(x) / self.temperature, y)
+
+
 class LDAM(Weighted):
     """Label-distribution-aware margins with deferred re-weighting.
 

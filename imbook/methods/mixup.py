@@ -1,0 +1,119 @@
+"""Mixing images or features together with their labels: mixup, manifold mixup, Remix. Chapter 07 holds them beside MFW.
+
+Each batch is mixed with a random permutation of itself. Shapes are static and randomness is drawn on the device.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from imbook.nets import cut
+from imbook.train import Method
+
+
+def draw_share(a):
+    """l ~ Beta(a, a), independently for each number of a, and 1 where a is 0: the shape, dtype and device of a.
+
+    a: at least 0. Computed from the logarithms of two Gamma variables, as a small one underflows: log Gamma(a) is
+    log Gamma(a + 1) + log(u) / a, u uniform. An a below 1e-6 counts as 1e-6. Uses torch's global generator.
+    """
+    b = a.clamp(min=1e-6).expand(2, *a.shape)
+    gamma = torch.distributions.Gamma(b + 1, torch.ones_like(b), validate_args=False).sample()
+    u = 1 - torch.rand_like(b)  # in (0, 1]
+    log = gamma.log() + u.log() / b
+    return torch.where(a > 0, torch.sigmoid(log[0] - log[1]), 1)
+
+
+def mix(z, partner, lambda_):
+    """lambda_i z_i + (1 - lambda_i) z_partner(i): the shape of z. Where lambda is 1 it is z_i to the last bit.
+
+    z: (B, ...); partner: int64 (B,), positions in the batch; lambda_: (B,), or a scalar tensor for all.
+    """
+    lambda_ = lambda_.view(-1, *[1] * (z.ndim - 1))
+    return lambda_ * z + (1 - lambda_) * z[partner]
+
+
+def shuffle(y):
+    """A random permutation of the batch: int64 (B,), on the device of y."""
+    return torch.rand(len(y), device=y.device).argsort()
+
+
+def mixed_cross_entropy(h, y, partner, share):
+    """The mean of share_i * -log p_y(i) + (1 - share_i) * -log p_y(partner(i)): a scalar.
+
+    h: logits (B, C); y: (B,); partner: (B,); share: (B,), or a scalar tensor. Shares of 1 give F.cross_entropy(h, y) to
+    the last bit.
+    """
+    log_p = F.log_softmax(h, 1)  # (B, C)
+    own, other = (log_p.gather(1, t[:, None]).squeeze(1) for t in (y, y[partner]))  # (B,)
+    return F.nll_loss(log_p, y) + ((1 - share) * (own - other)).mean()
+
+
+class Mixup(Method):
+    """Images and labels mixed with those of another image of the batch, by one lambda ~ Beta(alpha, alpha) a batch.
+
+    alpha 0 is cross entropy. Source: Zhang et al. 2018.
+    """
+
+    def __init__(self, n=None, alpha=1.0):
+        super().__init__()
+        if alpha < 0:
+            raise ValueError(f"alpha {alpha}: at least 0")
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+
+    def forward(self, net, x, y, i):
+        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
+        return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, lambda_)
+
+
+class ManifoldMixup(Mixup):
+    """Mixup of the features after a stage that is drawn anew for each batch; labels are mixed alike.
+
+    stages: names of the network's stages, or 'input', to draw from; one name fixes it. All of them mix, but by a share
+    of 1 where they were not drawn, so that no step differs in shape from another and the draw stays on the device.
+    Source: Verma et al. 2019; input and the first two stages are our choice [R].
+    """
+
+    def __init__(self, n=None, alpha=1.0, stages=("input", "stage1", "stage2")):
+        super().__init__(n, alpha)
+        if not stages:
+            raise ValueError("stages is empty: name at least one, such as 'stage1'")
+        self.stages = tuple(stages)
+
+    def forward(self, net, x, y, i):
+        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
+        drawn, z, start = torch.randint(len(self.stages), (), device=x.device), x, 0
+        for s, k in enumerate(sorted(cut(net, stage) for stage in self.stages)):
+            z = mix(net[start:k](z), partner, torch.where(drawn == s, lambda_, 1))
+            start = k
+        return mixed_cross_entropy(net[start:](z), y, partner, lambda_)
+
+
+def remix_share(lambda_, n_own, n_other, kappa, tau):
+    """The label's share lambda_y of Remix: the shape of n_own.
+
+    0 where n_own >= kappa n_other and lambda < tau; 1 where n_other >= kappa n_own and 1 - lambda < tau; else lambda.
+    lambda_: a scalar tensor; n_own, n_other: images of the classes of the two samples mixed, (B,).
+    """
+    to_other = (n_own >= kappa * n_other) & (lambda_ < tau)
+    to_own = (n_other >= kappa * n_own) & (1 - lambda_ < tau)
+    return torch.where(to_other, 0, torch.where(to_own, 1, lambda_))
+
+
+class Remix(Mixup):
+    """Mixup in which a mixture of a large and a small class gets the small one's label, unless it is too small a part.
+
+    kappa: from which ratio of the class sizes; tau: the small class's share must be above 1 - tau. tau 0 is mixup.
+    Source: Chou et al. 2020.
+    """
+
+    def __init__(self, n, alpha=1.0, kappa=3.0, tau=0.5):
+        super().__init__(n, alpha)
+        if kappa < 1 or not 0 <= tau <= 1:
+            raise ValueError(f"kappa {kappa}, tau {tau}: kappa is at least 1, tau in [0, 1]")
+        self.kappa, self.tau = kappa, tau
+        self.register_buffer("n", n.double())  # (C,)
+
+    def forward(self, net, x, y, i):
+        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
+        share = remix_share(lambda_, self.n[y], self.n[y[partner]], self.kappa, self.tau)
+        return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, share)
