@@ -21,24 +21,59 @@ class Images:
 
     x: uint8 (N, channels, height, width), values 0 to 255; y: int64 (N,), classes 0 to C-1;
     classes: the C names; mean, std: of x / 255 over the official training set, one number a channel.
+    Several labels an image (attributes): y (N, labels), column j with classes 0 to C_j-1; classes: a tuple of names
+    for each label; labels: the labels' names. ValueError where these do not fit together.
     """
 
     x: Tensor
     y: Tensor
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | tuple[tuple[str, ...], ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.y.ndim == 1:
+            fits = not self.labels and all(isinstance(c, str) for c in self.classes)
+        else:
+            fits = self.y.shape[1] == len(self.classes) == len(self.labels)
+            fits = fits and all(isinstance(names, tuple) for names in self.classes)
+        if not fits or len(self.x) != len(self.y):
+            raise ValueError(
+                f"{len(self.x)} images with y {tuple(self.y.shape)}, classes {self.classes[:3]}, labels {self.labels[:3]}:"
+                " y (N,) takes the C names, y (N, labels) one tuple of names and one label name a column"
+            )
 
     def only(self, classes):
         """The images of some classes, relabelled 0, 1, ... in the order given.
 
-        ValueError for a class that is not there.
+        ValueError for a class that is not there, and for several labels an image.
         """
+        _check_one_label(self.y)
         if not len(classes) or any(c not in range(len(self.classes)) for c in classes):
             raise ValueError(f"classes {list(classes)}: choose from 0 to {len(self.classes) - 1}")
         keep = torch.isin(self.y, torch.tensor(classes))
         y = (self.y[keep, None] == torch.tensor(classes)).int().argmax(1)
         return Images(self.x[keep], y, tuple(self.classes[c] for c in classes), self.mean, self.std)
+
+    def derive(self, labels):
+        """The same images with several labels, each a function of their class: y (N, len(labels)).
+
+        labels: for each new label its value for every class, C numbers of which 0, 1, ... all occur; values are named
+        by their number. ValueError for anything else, and for several labels an image.
+        """
+        _check_one_label(self.y)
+        for values in labels:
+            if len(values) != len(self.classes) or len(set(values)) < 2 or set(values) != set(range(max(values) + 1)):
+                raise ValueError(f"label {values}: give {len(self.classes)} values, one a class; 0, 1, ... all occur")
+        return Images(
+            self.x,
+            torch.tensor(labels).T[self.y],  # (N, labels)
+            tuple(tuple(map(str, range(max(values) + 1))) for values in labels),
+            self.mean,
+            self.std,
+            tuple(f"label {j + 1}" for j in range(len(labels))),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,8 +210,22 @@ def _digits():
 
 
 def counts(y, classes=None):
-    """Images a class: int64 (C,). `classes`: C, default the largest label + 1."""
+    """Images a class: int64 (C,). `classes`: C, default the largest label + 1.
+
+    ValueError for several labels an image: there `Batches.n` has the counts, and no profile or hold-out is balanced.
+    """
+    _check_one_label(y)
     return torch.bincount(y, minlength=classes or 0)
+
+
+def class_counts(y, classes):
+    """Images a class of each label: `counts` (C,) for y (N,), a tuple of counts (C_j,) for y (N, labels).
+
+    classes: as in `Images`.
+    """
+    if y.ndim == 1:
+        return counts(y, len(classes))
+    return tuple(counts(y_j, len(names)) for y_j, names in zip(y.T, classes))
 
 
 def long_tailed_counts(n_max, ratio, classes):
@@ -212,6 +261,7 @@ def draw(y, sizes, seed):
     y: int64 (N,); sizes: C numbers of images; seed: the random draw, or None for the first images in file order.
     Raises ValueError for a class left empty and for more images than there are.
     """
+    _check_one_label(y)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     picked = []
     for c, size in enumerate(int(s) for s in sizes):
@@ -309,6 +359,13 @@ def _profile(y, sizes, seed, order):
     return draw(y, by_class, seed)
 
 
+def _check_one_label(y):
+    if y.ndim != 1:
+        raise ValueError(
+            f"y {tuple(y.shape)} holds several labels an image, and this is for one: choose a column, such as y[:, 0]"
+        )
+
+
 def _check_ratio(ratio, classes):
     if ratio < 1:
         raise ValueError(f"ratio {ratio}: the largest class over the smallest must be at least 1")
@@ -322,8 +379,9 @@ def _check_ratio(ratio, classes):
 class Batches:
     """Mini-batches of a training or evaluation set that is resident on the device.
 
-    Iterating yields x (B, channels, height, width) normalised, y (B,) and i (B,): the positions of the samples in this
-    set, 0 to N-1. The last batch may be smaller.
+    Iterating yields x (B, channels, height, width) normalised, y (B,), or (B, labels) where an image has several, and
+    i (B,): the positions of the samples in this set, 0 to N-1. The last batch may be smaller. `n` holds the images a
+    class, (C,), or a tuple of such counts, one a label.
 
     images: `Images`; index: positions in them, default all; batch: B; seed: reshuffle at each pass with a generator of
     our own (None: in order); crop: pixels of zero padding, added before normalising, for a random crop (0: none);
@@ -337,8 +395,7 @@ class Batches:
             raise ValueError(f"{len(index)} images in batches of {batch}: both must be at least 1")
         self.x = images.x[index].to(device)  # (N, channels, height, width), uint8
         self.y = images.y[index].to(device)  # (N,)
-        several = self.y.ndim == 2  # labels an image: one vector of counts each
-        self.n = tuple(map(counts, self.y.T)) if several else counts(self.y, len(images.classes))  # (C,)
+        self.n = class_counts(self.y, images.classes)  # (C,)
         self.order = torch.arange(len(index), device=device)
         self.batch, self.crop, self.flip = batch, crop, flip
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)

@@ -1,6 +1,7 @@
 """Networks as nn.Sequential of named stages.
 
-`net[:k]` and `net[k:]` cut them, `net[:-1](x)` embeds, `net.head` classifies.
+`net[:k]` and `net[k:]` cut them, `net[:-1](x)` embeds, `net.head` classifies. `classes` is C for one label an image;
+for several it is a tuple of numbers of classes, and the network returns a tuple of logits (see `Heads`).
 Chapter 02 opens LeNet; the residual networks are those of He et al. 2016 for CIFAR.
 """
 
@@ -17,7 +18,7 @@ def mlp(inputs, classes, width=64):
         flat=nn.Flatten(),
         stage1=nn.Sequential(nn.Linear(inputs, width), nn.ReLU()),
         stage2=nn.Sequential(nn.Linear(width, width), nn.ReLU()),
-        head=nn.Linear(width, classes),
+        head=_head(width, classes),
     )
 
 
@@ -33,7 +34,7 @@ def lenet(classes=10, channels=1, size=28):
         stage1=nn.Sequential(nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         stage2=nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
         stage3=nn.Sequential(nn.Flatten(), nn.Linear(16 * side**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
-        head=nn.Linear(84, classes),
+        head=_head(84, classes),
     )
 
 
@@ -50,7 +51,7 @@ def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
         stage2=nn.Sequential(nn.Conv2d(maps[0], maps[1], 5), nn.ReLU(), nn.MaxPool2d(2)),
         stage3=nn.Sequential(nn.Flatten(), nn.Linear(maps[1] * side**2, units[0]), nn.ReLU()),
         stage4=nn.Sequential(nn.Linear(units[0], units[1]), nn.ReLU()),
-        head=nn.Linear(units[1], classes),
+        head=_head(units[1], classes),
     )
 
 
@@ -94,7 +95,7 @@ def resnet(depth, classes=10, channels=3):
         stage2=stage(16, 32),
         stage3=stage(32, 64),
         pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        head=nn.Linear(64, classes),
+        head=_head(64, classes),
     )
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -136,11 +137,36 @@ class CosineHead(nn.Linear):
         return F.linear(F.normalize(z), F.normalize(self.weight))
 
 
+class Heads(nn.Linear):
+    """A classifier a label, for several labels an image: features (B, D) -> a tuple of logits (B, C_j), one a label.
+
+    classes: the numbers C_j, each at least 2. One linear layer whose outputs are cut: as fast as a single head.
+    """
+
+    def __init__(self, features, classes):
+        if not classes or min(classes) < 2:
+            raise ValueError(f"classes {tuple(classes)}: one number a label, each at least 2")
+        super().__init__(features, sum(classes))
+        self.classes = tuple(classes)
+
+    def forward(self, z):
+        return super().forward(z).split(self.classes, 1)
+
+
 def prior_bias(net, classes):
-    """Set the head's bias to -log((1 - p) / p), p = 1 / classes, as CDB's released code does; returns the net."""
+    """Set the head's bias to -log((1 - p) / p), p = 1 / classes, as CDB's released code does; returns the net.
+
+    ValueError for several labels an image, which that code does not have.
+    """
+    if isinstance(net.head, Heads):
+        raise ValueError("the prior bias is for one label an image: choose a protocol with prior_bias=False")
     with torch.no_grad():
         net.head.bias.fill_(-torch.tensor(classes - 1.0).log())
     return net
+
+
+def _head(features, classes):
+    return Heads(features, classes) if isinstance(classes, tuple) else nn.Linear(features, classes)
 
 
 def _stages(**stages):

@@ -6,6 +6,7 @@ Chapter 02 builds `fit` line by line.
 import math
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,17 +69,32 @@ def learning_rate(protocol, epoch):
 class Method(nn.Module):
     """What a method of the book is: a loss, and what it does between epochs and at test time.
 
-    A method is made from the class counts and its hyper-parameters, `SomeMethod(n, tau=1)`, n int64 (C,).
+    A method is made from the class counts and its hyper-parameters, `SomeMethod(n, tau=1)`, n int64 (C,), or a tuple of
+    counts for several labels an image: ValueError where its `several_labels` is False.
     `version` is raised whenever the method's mathematics changes: records of older versions are then flagged.
     """
 
     version = 1
     needs_valid = False  # whether update() measures on a held-out balanced set
+    readings = {}  # {name: Method}: other ways to predict from the same network, set by finish()
+    several_labels = False  # whether y may be (B, labels) and net(x) a tuple
+
+    def __new__(cls, n=None, *_, **__):
+        cls._check_labels(n)
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_labels(cls, n):
+        if isinstance(n, tuple) and not cls.several_labels:
+            raise ValueError(
+                f"{cls.__name__} is for one label an image, here are {len(n)}: choose a method whose several_labels is "
+                "True, such as CrossEntropy"
+            )
 
     def forward(self, net, x, y, i):
         """The loss of a batch, a scalar.
 
-        x: (B, channels, height, width); y: (B,); i: (B,) positions in the training set.
+        x: (B, channels, height, width); y: (B,), or (B, labels); i: (B,) positions in the training set.
         """
         raise NotImplementedError
 
@@ -90,6 +106,13 @@ class Method(nn.Module):
         augment; set `train.order` to over-sample.
         """
         return {}
+
+    def finish(self, net, train):
+        """Called after the last epoch and before the last evaluation, under the conditions of `update`.
+
+        For what is fitted to the trained network. It may set `readings`: a record holds an evaluation of each. What it
+        makes is in no checkpoint: resuming a finished run calls it again, so it must depend on net and train alone.
+        """
 
     def predict(self, net, x):
         """The scores that evaluation uses: (B, C), or a tuple of them for several labels an image."""
@@ -120,8 +143,10 @@ def fit(
     tick: called as tick(epochs done, row or None) after each epoch.
 
     Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
-    method needs a held-out set that is not given or the checkpoint is of another run. Derived in chapter 02.
+    method needs a held-out set that is not given, the set has several labels an image and the method is for one, or the
+    checkpoint is of another run. Derived in chapter 02.
     """
+    type(method)._check_labels(train.n)
     if method.needs_valid and valid is None:
         raise ValueError(f"{type(method).__name__} measures on a held-out balanced set: pass valid=Batches(...)")
     device = train.x.device
@@ -141,6 +166,8 @@ def fit(
     if checkpoint is not None and Path(checkpoint).exists():
         curve, start = _restore(checkpoint, net, method, optimiser, train, protocol)
     spent = curve[-1]["seconds"] if curve else 0.0
+    if start == protocol.epochs:
+        _finish(method, start, net, train, seed)
 
     for epoch in range(start, protocol.epochs):
         began = time.perf_counter()
@@ -156,6 +183,9 @@ def fit(
             optimiser.step()
             losses[b] = loss.detach()
         _check_finite(losses, trained, epoch, checkpoint)
+        if epoch + 1 == protocol.epochs:
+            _finish(method, epoch + 1, net, train, seed)
+            net.train(not frozen)
         spent += time.perf_counter() - began
 
         row = None
@@ -204,10 +234,21 @@ def group_recall(scores, y, classes, groups=None):
 
 
 def _update(method, epoch, net, train, valid, seed):
+    with _aside(method, epoch, net, train, seed):
+        return method.update(epoch, net, train, valid) or {}
+
+
+def _finish(method, epoch, net, train, seed):
+    with _aside(method, epoch, net, train, seed):
+        method.finish(net, train)
+
+
+@contextmanager
+def _aside(method, epoch, net, train, seed):
     net.eval(), method.train()
     with torch.no_grad(), torch.random.fork_rng(devices=[train.x.device] if train.x.is_cuda else []):
         torch.manual_seed(seed * 1_000_003 + epoch)
-        return method.update(epoch, net, train, valid) or {}
+        yield
 
 
 def _decay_groups(net, parameters, protocol):

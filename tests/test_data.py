@@ -425,7 +425,56 @@ def test_batches_of_nothing_are_refused():
 
 def test_several_labels_an_image_stay_together():
     some = toys.images()
-    two = data.Batches(replace(some, y=torch.stack([some.y, some.y % 2], 1)), batch=8, seed=0)
+    both = some.derive(((0, 1, 2), (0, 1, 0)))
+    assert both.classes == (("0", "1", "2"), ("0", "1")) and both.labels == ("label 1", "label 2")
+    assert both.x is some.x and both.y.dtype == torch.int64
+    two = data.Batches(both, batch=8, seed=0)
     for _, y, i in two:
         assert torch.equal(y[:, 0], some.y[i]) and torch.equal(y[:, 1], some.y[i] % 2)
     assert [n.tolist() for n in two.n] == [[24, 12, 6], [30, 12]]
+    head = data.Batches(both, torch.nonzero(some.y == 0).flatten()[:5])
+    assert [n.tolist() for n in head.n] == [[5, 0, 0], [5, 0]], "a class that is not there has its zero"
+
+
+@pytest.mark.parametrize("labels", [((0, 1),), ((0, 0, 0),), ((0, 2, 2),), ((1, 2, 1),), ((0, 1, -1),), ((),)], ids=str)
+def test_a_label_that_is_no_function_of_the_class_is_refused(labels):
+    with pytest.raises(ValueError, match="give 3 values, one a class; 0, 1, ... all occur"):
+        toys.images().derive(labels)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: s.only((0, 1)),
+        lambda s: s.derive(((0, 1),)),
+        lambda s: data.counts(s.y),
+        lambda s: data.draw(s.y, [1, 1], 0),
+        lambda s: data.holdout(s.y, 2, 0),
+        lambda s: data.long_tailed(s.y, 2, 0),
+        lambda s: data.step(s.y, 2, 0),
+        lambda s: data.reduced(s.y, [0], 0.5, 0),
+        lambda s: data.pair(s.y, 10, 0.9, 0),
+    ],
+)
+def test_what_is_for_one_label_refuses_several(use):
+    both = toys.images().derive(((0, 1, 1), (0, 1, 0)))
+    with pytest.raises(ValueError, match=r"y \(42, 2\) holds several labels an image, .* choose a column"):
+        use(both)
+
+
+def test_labels_and_names_fit_together():
+    some = toys.images()
+    both = some.derive(((0, 1, 1), (0, 1, 0)))
+    wrong = [
+        dict(y=some.y[:5]),
+        dict(y=both.y),
+        dict(labels=("one",)),
+        dict(classes=both.classes),
+        dict(y=both.y, classes=both.classes),
+        dict(y=both.y, classes=both.classes, labels=("one",)),
+        dict(y=both.y, classes=("no", "yes"), labels=("one", "two")),
+        dict(y=both.y[:, :1], classes=both.classes, labels=("one", "two")),
+    ]
+    for changes in wrong:
+        with pytest.raises(ValueError, match=r"42 images with y .*: y \(N,\) takes the C names, y \(N, labels\) one"):
+            replace(some, **changes)

@@ -122,6 +122,36 @@ def test_the_cosine_head_is_a_cosine():
     assert torch.allclose(head(head.weight).diagonal(), torch.ones(5))
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_network_takes_several_labels(name):
+    torch.manual_seed(0)
+    if name == "mlp":
+        net = nets.mlp(64, (5, 2, 3))
+    else:
+        net = getattr(nets, name)((5, 2, 3), channels=SHAPES[name][0])
+    x = torch.randn(4, *SHAPES[name])
+    logits = net.eval()(x)
+    assert isinstance(logits, tuple) and [tuple(h.shape) for h in logits] == [(4, 5), (4, 2), (4, 3)]
+    torch.manual_seed(0)
+    one = (nets.mlp(64, 10) if name == "mlp" else getattr(nets, name)(10, channels=SHAPES[name][0])).eval()
+    assert torch.equal(torch.cat(logits, 1), one(x)), "one layer of 10 outputs, cut, drawn as any head of this network"
+
+
+def test_heads_are_separate_classifiers():
+    torch.manual_seed(0)
+    heads, z = nets.Heads(16, (4, 2)), torch.randn(6, 16)
+    first, second = nn.Linear(16, 4), nn.Linear(16, 2)
+    first.load_state_dict({"weight": heads.weight[:4], "bias": heads.bias[:4]})
+    second.load_state_dict({"weight": heads.weight[4:], "bias": heads.bias[4:]})
+    for h, alone in zip(heads(z), (first(z), second(z)), strict=True):
+        assert torch.allclose(h, alone, atol=1e-6)
+    heads(z)[1].sum().backward()
+    assert not heads.weight.grad[:4].any() and heads.weight.grad[4:].any(), "one label's loss leaves the other's alone"
+    for bad in ((), (3, 1), (0,)):
+        with pytest.raises(ValueError, match="one number a label, each at least 2"):
+            nets.Heads(16, bad)
+
+
 def test_prior_bias_starts_at_the_prior():
     net = nets.prior_bias(nets.lenet(100), 100)
     assert torch.allclose(net.head.bias, torch.full((100,), -math.log(99)))

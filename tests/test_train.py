@@ -522,22 +522,9 @@ def test_over_sampling_in_the_embedding(tmp_path):
     assert toys.same(method.state_dict(), its_method.state_dict())
 
 
-class Several(nn.Module):
-    """A head for several labels: a tuple of logits."""
-
-    def __init__(self, features, classes):
-        super().__init__()
-        self.parts = nn.ModuleList(nn.Linear(features, c) for c in classes)
-
-    def forward(self, z):
-        return tuple(part(z) for part in self.parts)
-
-
 def test_several_labels_an_image():
-    some = toys.images()
-    both = replace(some, y=torch.stack([some.y, some.y // 2], 1))
-    net = toys.net()
-    net.head = Several(64, (3, 2))
+    both = toys.images().derive(((0, 1, 2), (0, 0, 1)))
+    net = toys.net(classes=(3, 2))
     train = data.Batches(both, batch=16, seed=0)
     curve = fit(net, CrossEntropy(), train, test=train, protocol=replace(SHORT, epochs=8))
     scores, y = evaluate(net, train, CrossEntropy())
@@ -548,6 +535,38 @@ def test_several_labels_an_image():
     loss = CrossEntropy()(net, train.normalise(train.x), train.y, None)
     logits = net(train.normalise(train.x))
     assert torch.allclose(loss, F.cross_entropy(logits[0], both.y[:, 0]) + F.cross_entropy(logits[1], both.y[:, 1]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_for_one_label_refuses_several(name):
+    train = data.Batches(toys.images().derive(((0, 1, 2), (0, 0, 1))), batch=16, seed=0)
+    if METHODS[name].several_labels:
+        fit(toys.net(classes=(3, 2)), METHODS[name](train.n), train, protocol=SHORT)
+        return
+    with pytest.raises(ValueError, match=f"{name} is for one label an image, here are 2: .* CrossEntropy"):
+        METHODS[name](train.n)
+    method = METHODS[name](train.n[0])
+    with pytest.raises(ValueError, match=f"{name} is for one label an image, here are 2"):
+        fit(toys.net(classes=(3, 2)), method, train, train, protocol=SHORT)
+
+
+def test_several_labels_resume_bit_for_bit(tmp_path):
+    def several(**options):
+        net, train = toys.net(classes=(3, 2)), data.Batches(both, batch=16, seed=0)
+        return net, fit(net, CrossEntropy(), train, test=train, protocol=SHORT, **options)
+
+    both = toys.images().derive(((0, 1, 2), (0, 0, 1)))
+    net, curve = several()
+    with pytest.raises(Killed):
+        several(checkpoint=tmp_path / "run.pt", every=1, tick=kill_at(2))
+    resumed, its_curve = several(checkpoint=tmp_path / "run.pt", every=1)
+    assert toys.same(net.state_dict(), resumed.state_dict()) and toys.same(curve, its_curve)
+
+
+def test_the_prior_bias_is_for_one_label():
+    train = data.Batches(toys.images().derive(((0, 1, 2), (0, 0, 1))), batch=16, seed=0)
+    with pytest.raises(ValueError, match="prior bias is for one label an image: .* prior_bias=False"):
+        fit(toys.net(classes=(3, 2)), CrossEntropy(), train, protocol=replace(SHORT, prior_bias=True))
 
 
 class Mixed(Method):

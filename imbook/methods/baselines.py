@@ -9,6 +9,8 @@ from imbook.train import Method
 class CrossEntropy(Method):
     """Plain cross entropy, mean over the batch, summed over the labels where an image has several (y (B, labels))."""
 
+    several_labels = True
+
     def __init__(self, n=None):
         super().__init__()
 
@@ -120,6 +122,8 @@ class OverSampling(CrossEntropy):
     Source: the class-balanced sampling of Kang et al. 2020.
     """
 
+    several_labels = False
+
     def update(self, epoch, net, train, valid):
         train.order = over_sample(train.y, -(-len(train.y) // len(train.n)))
         return {}
@@ -130,6 +134,8 @@ class LogitAdjusted(CrossEntropy):
 
     Source: Menon et al. 2021.
     """
+
+    several_labels = False
 
     def __init__(self, n, tau=1.0):
         super().__init__()
