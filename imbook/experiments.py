@@ -65,6 +65,7 @@ class Cell:
     """One row of a table: what is run, how many seeds, and which number of a paper stands beside it.
 
     label: the row's name in the table; fact: a key of records/paper_facts.json. Neither belongs to the run's identity.
+    instrument: a stage at which gradients are measured (see `imbook.train.fit`).
     """
 
     label: str
@@ -74,6 +75,7 @@ class Cell:
     method: str = "CrossEntropy"
     hyper: dict = field(default_factory=dict)
     fact: str | None = None
+    instrument: str | None = None
 
     def identity(self, seeds):
         """All that the result depends on, as plain data; two cells with equal identity share one record."""
@@ -81,6 +83,8 @@ class Cell:
         del protocol["name"]
         used = {k: seeds[k] for k in ("order", "draw") if getattr(self.split, k) == "seed"} | {"train": seeds["train"]}
         plain = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper, seeds=used)
+        if self.instrument:
+            plain["instrument"] = self.instrument
         return json.loads(json.dumps(plain))
 
     def key(self, seeds):
@@ -161,6 +165,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         protocol=cell.protocol,
         seed=seeds["train"],
         groups=groups,
+        instrument=cell.instrument,
         checkpoint=checkpoint,
         tick=tick,
     )

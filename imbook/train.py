@@ -6,7 +6,7 @@ Chapter 02 builds `fit` line by line.
 import math
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -130,6 +130,7 @@ def fit(
     seed=0,
     parameters=None,
     groups=None,
+    instrument=None,
     checkpoint=None,
     every=10,
     tick=None,
@@ -139,6 +140,8 @@ def fit(
     train, valid, test: `imbook.data.Batches`, the last two optional. seed: of torch's global generator (drawing
     the network and the batches is the caller's). parameters: a subset to train; the rest is then frozen, BatchNorm
     statistics included. groups: int64 (C,), the curve gives mean recall a group (default: a class).
+    instrument: a stage; the curve then also gives `gradient`, the mean norm of dL/dz of each class over the row's last
+    epoch (see `FeatureGradients`), and `train_confusion` (C, C), of all training images after it, in evaluation mode.
     checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
     tick: called as tick(epochs done, row or None) after each epoch.
 
@@ -169,43 +172,107 @@ def fit(
     if start == protocol.epochs:
         _finish(method, start, net, train, seed)
 
-    for epoch in range(start, protocol.epochs):
-        began = time.perf_counter()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(protocol, epoch)
-        logged = _update(method, epoch, net, train, valid, seed)
-        net.train(not frozen)
-        losses = torch.zeros(len(train), dtype=train.mean.dtype, device=device)
-        for b, (x, y, i) in enumerate(train):
-            loss = method(net, x, y, i)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses[b] = loss.detach()
-        _check_finite(losses, trained, epoch, checkpoint)
-        if epoch + 1 == protocol.epochs:
-            _finish(method, epoch + 1, net, train, seed)
+    watching = nullcontext() if instrument is None else FeatureGradients(net, method, instrument, train.n)
+    with watching as gradients:
+        for epoch in range(start, protocol.epochs):
+            began = time.perf_counter()
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(protocol, epoch)
+            logged = _update(method, epoch, net, train, valid, seed)
             net.train(not frozen)
-        spent += time.perf_counter() - began
+            losses = torch.zeros(len(train), dtype=train.mean.dtype, device=device)
+            for b, (x, y, i) in enumerate(train):
+                loss = method(net, x, y, i)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses[b] = loss.detach()
+            gradient = None if gradients is None else gradients.take()
+            _check_finite(losses, trained, epoch, checkpoint)
+            if epoch + 1 == protocol.epochs:
+                _finish(method, epoch + 1, net, train, seed)
+                net.train(not frozen)
+            spent += time.perf_counter() - began
 
-        row = None
-        if (epoch + 1) % protocol.watch == 0 or epoch + 1 == protocol.epochs:
-            row = {
-                "epoch": epoch + 1,
-                "lr": learning_rate(protocol, epoch),
-                "loss": losses.mean().item(),
-                "seconds": spent,
-                **logged,
-            }
-            for name, batches in (("train", train), ("valid", valid), ("test", test)):
-                if batches is not None:
-                    row[name] = group_recall(*evaluate(net, batches, method), len(train.n), groups)
-            curve.append(row)
-        if checkpoint is not None and ((epoch + 1) % every == 0 or epoch + 1 == protocol.epochs):
-            _save(checkpoint, net, method, optimiser, train, protocol, curve, epoch + 1)
-        if tick is not None:
-            tick(epoch + 1, row)
+            row = None
+            if (epoch + 1) % protocol.watch == 0 or epoch + 1 == protocol.epochs:
+                row = {
+                    "epoch": epoch + 1,
+                    "lr": learning_rate(protocol, epoch),
+                    "loss": losses.mean().item(),
+                    "seconds": spent,
+                    **logged,
+                }
+                for name, batches in (("train", train), ("valid", valid), ("test", test)):
+                    if batches is not None:
+                        scores, y = evaluate(net, batches, method)
+                        row[name] = group_recall(scores, y, len(train.n), groups)
+                        if name == "train" and gradient is not None:
+                            row |= {"gradient": gradient, "train_confusion": confusion(scores, y).tolist()}
+                curve.append(row)
+            if checkpoint is not None and ((epoch + 1) % every == 0 or epoch + 1 == protocol.epochs):
+                _save(checkpoint, net, method, optimiser, train, protocol, curve, epoch + 1)
+            if tick is not None:
+                tick(epoch + 1, row)
     return curve
+
+
+class FeatureGradients:
+    """The mean norm of dL/dz of each class over the samples since the last `take`: how hard the loss pulls at features.
+
+    z_i is what the `stage` of `net` puts out for sample i of a training step: before mixing, where a method mixes after
+    that stage. dL/dz_i is the gradient of the method's loss times B, the size of the batch: where the loss is a mean
+    over samples that do not touch, that of the sample's own loss. Where they touch (mixing, BatchNorm after the stage)
+    it is the whole gradient, with what reaches z_i by way of other samples. The norm is Euclidean, over all numbers of
+    z_i; the class is the sample's own label y_i, also where labels are mixed.
+
+    A context in which `method` and `net` carry the hooks; nothing waits for the device before `take`. n: (C,), images a
+    class. Raises ValueError for a stage that the network does not have or that no gradient reaches, and for several
+    labels an image. Derived in chapter 07.
+    """
+
+    def __init__(self, net, method, stage, n):
+        if isinstance(n, tuple):
+            raise ValueError(f"gradients a class need one label an image, here are {len(n)}: leave out the instrument")
+        if stage not in dict(net.named_children()):
+            raise ValueError(f"stage {stage!r}: choose from {', '.join(dict(net.named_children()))}")
+        self.net, self.method, self.stage = net, method, stage
+        self.sums = torch.zeros(2, len(n), dtype=torch.float64, device=n.device)  # norms and samples of each class
+
+    def __enter__(self):
+        self.hooks = [
+            self.method.register_forward_pre_hook(self._note_labels),
+            self.net.get_submodule(self.stage).register_forward_hook(self._note_features),
+        ]
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+    def take(self):
+        """The mean norms, a list of C floats (nan for a class without samples); counting starts anew."""
+        means = (self.sums[0] / self.sums[1]).tolist()
+        self.sums.zero_()
+        return means
+
+    def _note_labels(self, method, arguments):
+        self.y = arguments[2]
+
+    def _note_features(self, stage, arguments, z):
+        if not torch.is_grad_enabled():  # an evaluation
+            return
+        if not z.requires_grad or len(z) != len(self.y):
+            raise ValueError(
+                f"stage {self.stage!r} puts out {len(z)} rows for {len(self.y)} labels, "
+                f"gradient: {z.requires_grad}; choose a stage with parameters in it or before it, one row a sample"
+            )
+        y = self.y
+        z.register_hook(lambda g: self._add(g, y))
+
+    def _add(self, g, y):
+        norm = len(g) * torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))).double()  # (B,)
+        self.sums.index_add_(1, y, torch.stack([norm, torch.ones_like(norm)]))
 
 
 @torch.no_grad()
