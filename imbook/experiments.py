@@ -210,6 +210,7 @@ NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet3
 
 DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, cosine=True, watch=2)
 SMALL = Protocol("small", epochs=20, batch=32, lr=0.02, cosine=True, watch=2)
+SMALL_WATCHED = replace(SMALL, name="small, watched each epoch", watch=1)
 SMALL_LONG = replace(SMALL, name="small, three times as long", epochs=60, watch=6)
 PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
 CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
@@ -221,9 +222,9 @@ CIFAR_200 = Protocol(  # the field's for CIFAR with ResNet-32, from LDAM's line 
 CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
-def together(k):
-    """k sets of seeds in which order, draw and training change together."""
-    return tuple(dict(order=s, draw=s, train=s) for s in range(k))
+def together(k, first=0):
+    """k sets of seeds in which order, draw and training change together, from `first` on."""
+    return tuple(dict(order=s, draw=s, train=s) for s in range(first, first + k))
 
 
 def crossed(k):
@@ -300,6 +301,53 @@ def crl_balanced(choice, forms, alphas=None, fact=None):
         for level in LEVELS
         for form in forms
         for a in alphas or (None,)
+    )
+
+
+# With 1,000 images in a large class a step-imbalanced run costs as much as a long-tailed one with 2,000.
+FASHION_STEP = replace(FASHION_LT, profile="step", n_max=1000)
+MNIST_STEP = replace(FASHION_STEP, data="mnist")
+
+# Chosen by `results.chosen` from the table mfw-select: these values wait for its runs.
+MFW_CHOICE = {"strength": 4.0, "gamma": 1.0, "stage": "stage3"}
+CDT_GAMMA = 0.2
+
+MIXUP, MANIFOLD = ("mixup", "Mixup", {"alpha": 1.0}), ("manifold mixup", "ManifoldMixup", {"alpha": 1.0})
+MFW_ROW = ("MFW", "MFW", MFW_CHOICE)
+MFW_GRID = tuple(
+    (f"MFW, strength {s:g}, gamma {g:g}, {stage}", "MFW", {"strength": s, "gamma": g, "stage": stage})
+    for s, g, stage in product((0.5, 1.0, 2.0, 4.0), (0.5, 1.0), ("stage2", "stage3"))
+)
+MFW_ABLATIONS = tuple(
+    (f"MFW, {text}", "MFW", MFW_CHOICE | change)
+    for text, change in (
+        *((f"strength {s:g}", {"strength": s}) for s in (0.5, 1.0, 2.0, 4.0, 8.0)),
+        *((f"after {stage}", {"stage": stage}) for stage in ("input", "stage1", "stage2", "stage3")),
+        *((f"partner from {which}", {"partner": which}) for which in ("major", "minor", "group")),
+        ("lambda from 0", {"low": 0.0}),
+        ("all classes weakened", {"weakened": "all"}),
+        ("small classes weakened", {"weakened": "small"}),  # should hurt
+    )
+    if MFW_CHOICE | change != MFW_CHOICE
+)
+
+
+def mfw_rows(split, net, protocol):
+    """The rows of chapter 07; deferred weights start after four fifths of the epochs, as in the field's protocol."""
+    start = {"start": protocol.epochs * 4 // 5}
+    return rows(
+        split,
+        net,
+        protocol,
+        CE,
+        BASELINES[1],
+        ("deferred re-weighting", "Weighted", {"scheme": "inverse"} | start),
+        MIXUP,
+        MANIFOLD,
+        ("Remix", "Remix", {"alpha": 1.0}),
+        ("CDT", "CDT", {"gamma": CDT_GAMMA}),
+        MFW_ROW,
+        ("MFW + deferred re-weighting", "MFW", MFW_CHOICE | start),
     )
 
 
@@ -403,6 +451,63 @@ TABLES = {
         rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, CE, BASELINES[1], BASELINES[6], *CDB_OURS),
         together(5),
     ),
+    "mfw-select": Table(  # long-tailed, since on step-imbalanced data gamma does nothing: shares are 0 or 1
+        "MFW and CDT on Fashion-MNIST, long-tailed, ratio 100: the grid, judged on the validation images",
+        rows(
+            FASHION_LT,
+            "lenet",
+            SMALL,
+            *MFW_GRID,
+            *((f"CDT, gamma {g:g}", "CDT", {"gamma": g}) for g in (0.1, 0.2, 0.3)),
+        ),
+        together(2, first=100),
+    ),
+    **{
+        f"mfw-{name}-{ratio}": Table(
+            f"MFW on {title}, ratio {ratio}",
+            mfw_rows(replace(split, ratio=ratio), "lenet", SMALL),
+            together(10 if ratio == 100 else 5),
+        )
+        for ratio in (100, 10)
+        for name, title, split in (
+            ("fashion-step", "Fashion-MNIST, step-imbalanced", FASHION_STEP),
+            ("fashion-lt", "Fashion-MNIST, long-tailed", FASHION_LT),
+            ("mnist-step", "MNIST, step-imbalanced", MNIST_STEP),
+            ("mnist-lt", "MNIST, long-tailed", MNIST_LT),
+        )
+    },
+    "mfw-cifar10": Table(
+        "MFW on CIFAR-10, long-tailed, ratio 100, short protocol",
+        mfw_rows(CIFAR10_LT, "resnet8", CIFAR_SHORT),
+        together(3),
+    ),
+    **{
+        f"mfw-instruments-{name}": Table(
+            f"Training accuracy and gradients at stage 3, each epoch: Fashion-MNIST, {title}, ratio 100",
+            tuple(
+                replace(cell, instrument="stage3")
+                for cell in rows(split, "lenet", SMALL_WATCHED, CE, MIXUP, MANIFOLD, MFW_ROW)
+            ),
+            together(5),
+        )
+        for name, title, split in (("step", "step-imbalanced", FASHION_STEP), ("lt", "long-tailed", FASHION_LT))
+    },
+    "mfw-ablations": Table(
+        "MFW on Fashion-MNIST, step-imbalanced, ratio 100: what matters",
+        rows(FASHION_STEP, "lenet", SMALL, CE, MFW_ROW, *MFW_ABLATIONS),
+        together(5),
+    ),
+    **{  # the field's counts, without a held-out part: these rows are held against the field's numbers
+        f"mfw-cifar{classes}-{short}-{ratio}": Table(
+            f"MFW on CIFAR-{classes}, {title}, ratio {ratio}, ResNet-32, 200 epochs",
+            mfw_rows(Split(f"cifar{classes}", profile, ratio, n_max=n_max), "resnet32", CIFAR_200),
+            together(3),
+            device="cuda",
+        )
+        for classes, n_max in ((10, 5000), (100, 500))
+        for short, title, profile in (("lt", "long-tailed", "long_tailed"), ("step", "step-imbalanced", "step"))
+        for ratio in (100, 10)
+    },
     **{
         f"cdb-mnist-{share:g}": Table(
             f"MNIST, 4 against 9, majority share {share:g}",

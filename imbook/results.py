@@ -171,6 +171,24 @@ def curves(runs):
     )
 
 
+def chosen(table, method, folder=None, records=None):
+    """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
+    runs of its cells are missing.
+
+    table: an `imbook.experiments.Table` that holds a grid; method: a name of `imbook.methods.METHODS`. Best is the
+    highest mean recall, over the validation classes and the cell's runs; of equals the first. Nothing is read of the
+    test images.
+    """
+    records, best = load(folder) if records is None else records, (-1.0, None)
+    for cell in (c for c in table.cells if c.method == method):
+        runs = [records.get(cell.key(seeds)) for seeds in table.seeds]
+        if None in runs:
+            return None
+        last = [r["curve"][-1]["valid"] for r in runs]
+        best = max(best, (sum(sum(v) / len(v) for v in last) / len(last), cell.hyper), key=lambda pair: pair[0])
+    return best[1]
+
+
 def facts():
     """The numbers of the papers that are known, {key: dict(value, mark, source)}; see the book's provenance page."""
     return json.loads((RECORDS / "paper_facts.json").read_text())
