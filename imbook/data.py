@@ -40,8 +40,8 @@ class Images:
             fits = fits and all(isinstance(names, tuple) for names in self.classes)
         if not fits or len(self.x) != len(self.y):
             raise ValueError(
-                f"{len(self.x)} images with y {tuple(self.y.shape)}, classes {self.classes[:3]}, labels {self.labels[:3]}:"
-                " y (N,) takes the C names, y (N, labels) one tuple of names and one label name a column"
+                f"{len(self.x)} images with y {tuple(self.y.shape)}, classes {self.classes}, labels {self.labels}: "
+                "y (N,) takes the C names, y (N, labels) one tuple of names and one label name a column"
             )
 
     def only(self, classes):

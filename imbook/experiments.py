@@ -30,6 +30,7 @@ class Split:
     or 'file' (validation the last images of a class in file order, training the first). classes: of 'pair', the
     classes kept (majority, minority); reduce: of 'reduced', the number of classes that lose images. train_on_valid:
     add the held-out images to the training set; a method may still measure on them, but nothing is selected there.
+    labels: several labels an image, derived from its class once the split is drawn (see `imbook.data.Images.derive`).
     """
 
     data: str
@@ -43,6 +44,7 @@ class Split:
     classes: tuple[int, ...] = ()
     reduce: int = 0
     train_on_valid: bool = False
+    labels: tuple[tuple[int, ...], ...] = ()
 
     def indices(self, y, seeds):
         """Positions of the training and of the validation images in y; the latter None where valid is 0."""
@@ -120,16 +122,19 @@ def make(cell, seeds, device="cpu", dry=False):
     if cell.split.profile == "pair":
         images, test_images = images.only(cell.split.classes), test_images.only(cell.split.classes)
     index, valid = cell.split.indices(images.y, seeds)
-    n = data.counts(images.y[index], len(images.classes))
-    test = torch.arange(len(test_images.y))
+    whole, test = index, torch.arange(len(test_images.y))
     if dry:
         some = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[: cell.protocol.batch]
         index, test = index[some], test[:: len(test) // 100]
-        valid = None if valid is None else valid[data.draw(images.y[valid], [1] * len(n), None)]
+        valid = None if valid is None else valid[data.draw(images.y[valid], [1] * len(images.classes), None)]
+    if cell.split.labels:
+        images, test_images = images.derive(cell.split.labels), test_images.derive(cell.split.labels)
+    n = data.class_counts(images.y[whole], images.classes)
+    classes = tuple(map(len, n)) if isinstance(n, tuple) else len(n)
     p, channels, size = cell.protocol, *images.x.shape[1:3]
     torch.manual_seed(seeds["train"])
     arguments = dict(inputs=channels * size**2) if cell.net == "mlp" else dict(channels=channels)
-    net = NETS[cell.net](classes=len(images.classes), **arguments)
+    net = NETS[cell.net](classes=classes, **arguments)
     method = METHODS[cell.method](n, **cell.hyper)
     train = data.Batches(images, index, p.batch, seeds["train"], p.crop, p.flip, device)
     held = None if valid is None else data.Batches(images, valid, device=device)
@@ -152,7 +157,8 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
     if dry:
         cell = replace(cell, protocol=replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1))
     net, method, train, valid, test = make(cell, seeds, device, dry)
-    groups = None if len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
+    several = isinstance(train.n, tuple)
+    groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -184,7 +190,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         key=key,
         dry=dry,
         **cell.identity(seeds),
-        n=train.n.tolist(),
+        n=[n_j.tolist() for n_j in train.n] if several else train.n.tolist(),
         groups=None if groups is None else groups.tolist(),
         metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
         confusion=[metrics.confusion(s, z).tolist() for s, z in labels],
@@ -256,6 +262,9 @@ CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
 
 CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
 
+FASHION_LABELS = replace(  # two labels of different imbalance: the kind of garment, and whether it is an ankle boot
+    FASHION_LT, order="index", labels=((0, 1, 0, 0, 0, 2, 0, 2, 3, 2), (0, 0, 0, 0, 0, 0, 0, 0, 0, 1))
+)
 FASHION_BALANCED = Split("fashion-mnist", "balanced", n_max=500, valid=100)  # as many images as at ratio 100
 CRL_CHOICE = {level: {"alpha": 0.5, "kappa": 3} for level in LEVELS}
 CRL_CHOICE_BALANCED = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}
@@ -419,6 +428,11 @@ TABLES = {
             *(row for level in LEVELS for row in crl_sweep(level, CRL_ALPHAS[:3], ())),
         ),
         tuple(dict(order=s, draw=s, train=s) for s in (100, 101, 102)),
+    ),
+    "crl-attributes": Table(
+        "Fashion-MNIST, long-tailed, ratio 100, with two labels an image: kind of garment, ankle boot or not",
+        rows(FASHION_LABELS, "lenet", SMALL, CE),
+        together(5),
     ),
     "cdb-fashion": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 100",

@@ -62,13 +62,14 @@ def strip(runs, metric="balanced_accuracy", ax=None):
 def recall_by_size(runs, ax=None):
     """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard error.
 
-    runs: `imbook.results.frame`; ranks are taken run by run, since the tail may be another class in each.
+    runs: `imbook.results.frame`; ranks are taken run by run, since the tail may be another class in each. Of several
+    labels an image the classes of all are ranked together.
     """
     points = []
     for _, run in runs.iterrows():
-        matrix = np.array(run["record"]["confusion"][0], dtype=float)
-        by_class = 100 * matrix.diagonal() / matrix.sum(1)
-        order = np.argsort(-np.array(run["record"]["n"]), kind="stable")
+        matrices = [np.array(m, dtype=float) for m in run["record"]["confusion"]]
+        by_class = np.hstack([100 * m.diagonal() / m.sum(1) for m in matrices])
+        order = np.argsort(-np.hstack(run["record"]["n"]), kind="stable")
         points += [{"label": run["label"], "rank": r + 1, "recall": by_class[c]} for r, c in enumerate(order)]
     ax = _band(pd.DataFrame(points), "rank", "recall", ax, errorbar="se", marker="o")
     ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)", xticks=range(1, len(order) + 1))
@@ -78,10 +79,10 @@ def recall_by_size(runs, ax=None):
 def curves(rows, column, ax=None, scale=100):
     """Mean over the runs against the epoch, band of one standard deviation, a line a method.
 
-    rows: `imbook.results.curves`; column: one of its columns, where a list of numbers counts as their mean;
-    scale: multiplies.
+    rows: `imbook.results.curves`; column: one of its columns, where a list of numbers counts as their mean (of several
+    labels an image: the mean over the labels of these); scale: multiplies.
     """
-    points = rows[["label", "epoch"]].assign(value=rows[column].map(np.mean) * scale)
+    points = rows[["label", "epoch"]].assign(value=rows[column].map(_mean) * scale)
     ax = _band(points, "epoch", "value", ax)
     ax.set(xlabel="epoch", ylabel=column)
     return ax
@@ -125,6 +126,10 @@ def decision_regions(net, x, y, ax=None, margin=0.6, lines=200, shift=None):
 
 def _axes(ax, width=6.4, height=3.4):
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def _mean(value):
+    return np.mean([_mean(v) for v in value]) if isinstance(value, list) else np.mean(value)
 
 
 def _methods(labels):

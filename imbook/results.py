@@ -171,6 +171,33 @@ def curves(runs):
     )
 
 
+def by_attribute(runs):
+    """Class-balanced accuracy of each label of an image, long: one row a run and label.
+
+    runs: `frame`. Columns: label (the row's), the seeds, attribute (0, 1, ...: which label of the image), ratio
+    (largest over smallest training class), balanced_accuracy and least_recall (that of the worst class), in per cent.
+    The mean of balanced_accuracy over the attributes is that of `frame`. Source: equations 17 and 18 of the paper of
+    `imbook.methods.crl`; chapter 04.
+    """
+    from imbook.metrics import recall
+
+    rows = []
+    for _, run in runs.iterrows():
+        n = run["record"]["n"]
+        for j, n_j in enumerate(n if isinstance(n[0], list) else [n]):
+            by_class = recall(run["record"]["confusion"][j])
+            rows.append(
+                {
+                    **run[["label", *SEEDS]],
+                    "attribute": j,
+                    "ratio": max(n_j) / min(n_j) if min(n_j) else float("inf"),
+                    "balanced_accuracy": 100 * by_class.nanmean().item(),
+                    "least_recall": 100 * by_class[~by_class.isnan()].min().item(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def chosen(table, method, folder=None, records=None):
     """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
     runs of its cells are missing.

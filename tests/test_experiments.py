@@ -238,6 +238,59 @@ def test_many_classes_are_watched_in_three_groups(monkeypatch):
     assert record["curve"][-1]["test"] == pytest.approx(expected, abs=1e-5)
 
 
+LABELS = ((0, 1, 0, 0, 0, 2, 0, 2, 3, 2), (0, 0, 0, 0, 0, 0, 0, 0, 0, 1))
+SEVERAL = replace(CELL, split=replace(CELL.split, order="index", valid=5, labels=LABELS))
+
+
+def test_several_labels_are_derived_after_the_split():
+    """The same images as with one label, in the same order, from the same network up to its head."""
+    plain = replace(SEVERAL, split=replace(SEVERAL.split, labels=()))
+    net, _, *sets = make(SEVERAL, SEEDS)
+    one_label, _, *plain_sets = make(plain, SEEDS)
+    for some, one in zip(sets, plain_sets, strict=True):
+        assert torch.equal(some.x, one.x)
+        for j, values in enumerate(LABELS):
+            assert some.y[:, j].tolist() == [values[c] for c in one.y.tolist()]
+    n = data.long_tailed_counts(40, 10, 10)
+    kind = [n[0] + n[2] + n[3] + n[4] + n[6], n[1], n[5] + n[7] + n[9], n[8]]
+    assert [n_j.tolist() for n_j in sets[0].n] == [kind, [sum(n) - n[9], n[9]]]
+    assert SEVERAL.key(SEEDS) != plain.key(SEEDS)
+    assert toys.same(net[:-1].state_dict(), one_label[:-1].state_dict())
+    assert [h.shape[1] for h in net(sets[0].normalise(sets[0].x[:2]))] == [4, 2]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_run_with_several_labels_fills_a_record(dry, tmp_path):
+    record = run(SEVERAL, SEEDS, dry=dry)
+    assert json.loads(json.dumps(record)) == record and record["split"]["labels"] == [list(v) for v in LABELS]
+    assert [len(m) for m in record["confusion"]] == [4, 2] and [len(a) for a in record["auprc"]] == [4, 2]
+    assert record["groups"] is None and [len(n_j) for n_j in record["n"]] == [4, 2]
+    assert [len(v) for v in record["curve"][-1]["test"]] == [4, 2] == [len(v) for v in record["curve"][-1]["valid"]]
+    means = [sum(m[c][c] / sum(m[c]) for c in range(len(m))) / len(m) for m in record["confusion"]]
+    assert record["metrics"]["balanced_accuracy"] == pytest.approx(sum(means) / 2, abs=1e-5)
+    results.save(record, tmp_path)
+    runs = results.frame(Table("Several", (SEVERAL,), (SEEDS,)), tmp_path)
+    assert len(runs) == (0 if dry else 1), "a dry run is in no table"
+    if not dry:
+        assert results.by_attribute(runs)["balanced_accuracy"].tolist() == pytest.approx([100 * m for m in means])
+        assert results.summary(Table("Several", (SEVERAL,), (SEEDS,)), tmp_path)["done"].item() == 1
+
+
+def test_many_labels_are_not_many_classes():
+    """More than 20 labels: the curve still holds each class of each."""
+    record = run(replace(SEVERAL, split=replace(SEVERAL.split, labels=LABELS * 11)), SEEDS, dry=True)
+    assert len(record["curve"][-1]["test"]) == 22 and record["groups"] is None
+
+
+def test_the_two_labels_of_fashion_mnist():
+    (cell,) = {c.split: c for c in TABLES["crl-attributes"].cells}.values()
+    toys.real("fashion-mnist")
+    n = data.long_tailed_counts(2000, 100, 10)
+    kind, boot = make(cell, SEEDS)[2].n
+    assert kind.tolist() == [n[0] + n[2] + n[3] + n[4] + n[6], n[1], n[5] + n[7] + n[9], n[8]]
+    assert boot.tolist() == [sum(n) - 20, 20]
+
+
 def test_a_dry_run_keeps_the_true_class_counts():
     cell = replace(CELL, method="Weighted", protocol=replace(CELL.protocol, batch=8))
     _, whole, *_ = make(cell, SEEDS)

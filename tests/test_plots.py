@@ -78,6 +78,18 @@ def test_recall_by_size(runs):
     assert ax.get_ylabel() == "recall (%)" and [t.get_text() for t in ax.get_legend().get_texts()] == ["one", "two"]
 
 
+def test_recall_by_size_ranks_the_classes_of_all_labels_together(runs):
+    record = {"confusion": [[[9, 1], [5, 5]], [[8, 2, 0], [0, 10, 0], [7, 0, 3]]], "n": [[40, 5], [30, 10, 5]]}
+    ax = plots.recall_by_size(pd.DataFrame([{"label": "one", "record": record}]))
+    assert line_of(ax, plots._methods(["one"])["one"]) == ([1, 2, 3, 4, 5], pytest.approx([90, 80, 100, 50, 30]))
+
+
+def test_curves_of_several_labels_are_means_of_means():
+    rows = pd.DataFrame({"label": "one", "epoch": e, "test": [[0.2, 0.4], [0.9, 0.9, 0.6]]} for e in (1, 2))
+    ax = plots.curves(rows, "test")
+    assert line_of(ax, plots._methods(["one"])["one"]) == ([1, 2], pytest.approx([55, 55]))
+
+
 def test_curves():
     rows = pd.DataFrame(
         {"label": label, "epoch": e, "run": f"{label}{s}", "test": [v + s / 10, v - s / 10], "loss": v + s}

@@ -155,6 +155,17 @@ def test_numbers_are_rounded_to_digits_that_count():
     assert results.rounded(0.123456789, 3) == 0.123
 
 
+def test_class_balanced_accuracy_by_attribute(table):
+    cell, seeds = table.cells[0], table.seeds[0]
+    several = dict(confusion=[[[9, 1], [5, 5]], [[8, 2, 0], [0, 0, 0], [7, 0, 3]]], n=[[40, 5], [30, 15, 0]])
+    records = {r["key"]: r for r in (made(cell, seeds, **several), made(cell, table.seeds[1]))}
+    rows = results.by_attribute(results.frame(table, records=records))
+    assert rows["attribute"].tolist() == [0, 1, 0] and rows["train_seed"].tolist() == [0, 0, 1]
+    assert rows["balanced_accuracy"].tolist() == pytest.approx([70, 55, 65]), "a class without samples does not count"
+    assert rows["least_recall"].tolist() == pytest.approx([50, 30, 50])
+    assert rows["ratio"].tolist() == [8, math.inf, 4] and set(rows["label"]) == {cell.label}
+
+
 def test_provenance_without_git(monkeypatch):
     def missing(*arguments, **options):
         raise FileNotFoundError("git")
