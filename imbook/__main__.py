@@ -70,7 +70,7 @@ def _status(options):
     records = results.load(options.out)
     rows = []
     for name, table in TABLES.items():
-        runs = results.frame(table, records=records)
+        runs = results.one_each(results.frame(table, records=records))
         sources = runs["record"].map(lambda r: r["source"] != results.source_hash())
         planned = len(table.runs())
         rows.append(

@@ -66,7 +66,8 @@ class Split:
 class Cell:
     """One row of a table: what is run, how many seeds, and which number of a paper stands beside it.
 
-    label: the row's name in the table; fact: a key of records/paper_facts.json. Neither belongs to the run's identity.
+    label: the row's name in the table; fact: a key of records/paper_facts.json; reading: the row shows this one of the
+    method's `readings` instead of its own prediction. None of them belongs to the run's identity.
     instrument: a stage at which gradients are measured (see `imbook.train.fit`).
     """
 
@@ -78,6 +79,7 @@ class Cell:
     hyper: dict = field(default_factory=dict)
     fact: str | None = None
     instrument: str | None = None
+    reading: str | None = None
 
     def identity(self, seeds):
         """All that the result depends on, as plain data; two cells with equal identity share one record."""
@@ -155,7 +157,9 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
     source_hash(), commit()  # noted once a process, before its first run: the files may change while it trains
     key = ("dry-" if dry else "") + cell.key(seeds)
     if dry:
-        cell = replace(cell, protocol=replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1))
+        hyper = {**cell.hyper, **({"start": 1} if cell.hyper.get("start", 0) > 1 else {})}  # what starts late, too
+        protocol = replace(cell.protocol, epochs=2, warmup=min(cell.protocol.warmup, 1), watch=1)
+        cell = replace(cell, protocol=protocol, hyper=hyper)
     net, method, train, valid, test = make(cell, seeds, device, dry)
     several = isinstance(train.n, tuple)
     groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
@@ -175,32 +179,38 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         checkpoint=checkpoint,
         tick=tick,
     )
-    scores, y = evaluate(net, test, method)
-    if isinstance(scores, tuple):
-        labels = [(s, y[:, j]) for j, s in enumerate(scores)]
-    else:
-        labels = [(scores, y)]
+    judged = _judged(net, test, method)
+    readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
     peak = (
         torch.cuda.max_memory_allocated() / 2**20
         if device == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )
-    each = [metrics.summary(s, z) for s, z in labels]
     return dict(
         key=key,
         dry=dry,
         **cell.identity(seeds),
         n=[n_j.tolist() for n_j in train.n] if several else train.n.tolist(),
         groups=None if groups is None else groups.tolist(),
-        metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
-        confusion=[metrics.confusion(s, z).tolist() for s, z in labels],
-        auprc=[rounded(metrics.auprc(s.softmax(1), z).tolist()) for s, z in labels],
+        **judged,
+        **({"readings": readings} if readings else {}),
         curve=[{k: rounded(v) for k, v in row.items()} for row in curve],
         seconds=round(time.perf_counter() - began, 2),
         train_seconds=round(curve[-1]["seconds"], 2),
         peak_mb=round(peak),
         method_version=METHODS[cell.method].version,
         **provenance(device),
+    )
+
+
+def _judged(net, test, method):
+    scores, y = evaluate(net, test, method)
+    labels = [(s, y[:, j]) for j, s in enumerate(scores)] if isinstance(scores, tuple) else [(scores, y)]
+    each = [metrics.summary(s, z) for s, z in labels]
+    return dict(
+        metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
+        confusion=[metrics.confusion(s, z).tolist() for s, z in labels],
+        auprc=[rounded(metrics.auprc(s.softmax(1), z).tolist()) for s, z in labels],
     )
 
 

@@ -141,7 +141,8 @@ def frame(table, folder=None, records=None):
     """The finished runs of a table: a DataFrame, one row a run, sorted by cell and seeds.
 
     table: an `imbook.experiments.Table`. Columns: label, order_seed, draw_seed, train_seed, every metric in per cent,
-    seconds, stale (the method's mathematics has changed since), record (the whole record).
+    seconds, stale (the method's mathematics has changed since), record (the whole record). A cell with a `reading` has
+    the metrics, confusion and auprc of that reading, in the record as well; `one_each` drops such repeats of a run.
     """
     from imbook.methods import METHODS
 
@@ -157,9 +158,18 @@ def frame(table, folder=None, records=None):
         }
         for cell in table.cells
         for seeds in table.seeds
-        if (r := records.get(cell.key(seeds))) is not None and not r["dry"]
+        if (r := _read(records.get(cell.key(seeds)), cell.reading)) is not None and not r["dry"]
     ]
     return pd.DataFrame(found, columns=None if found else ["label", *SEEDS, table.metric, "seconds", "stale", "record"])
+
+
+def _read(record, reading):
+    return record if record is None or reading is None else {**record, **record["readings"][reading]}
+
+
+def one_each(runs):
+    """The rows of `frame` without those whose run stands there already, under another label."""
+    return runs[~runs["record"].map(lambda r: r["key"]).duplicated()]
 
 
 def curves(runs):
@@ -198,6 +208,40 @@ def by_attribute(runs):
     return pd.DataFrame(rows)
 
 
+def minority_majority(runs):
+    """Precision, recall, F1 and AUPRC averaged over the minority and over the majority classes, one row a run.
+
+    runs: `frame`, of one label an image. Columns: label, the seeds, minority_precision, ..., majority_auprc, in per
+    cent; nan where there is no such class. A class is of the minority where it has fewer training images than half of
+    the largest class. ValueError where a 'reduced' split reduces another number of classes. Source: the tables of Ando
+    and Huang 2017; chapter 06.
+    """
+    import torch
+
+    from imbook import metrics
+
+    rows = []
+    for _, run in runs.iterrows():
+        r = run["record"]
+        n, matrix = torch.tensor(r["n"]), torch.tensor(r["confusion"][0])
+        small = n < n.max() / 2
+        if r["split"].get("profile") == "reduced" and small.sum() != r["split"]["reduce"]:
+            raise ValueError(
+                f"{r['key']}: {int(small.sum())} classes have fewer than half of the images of the largest, but "
+                f"{r['split']['reduce']} were reduced: raise the share, so that it can be seen which they are"
+            )
+        by_class = dict(
+            precision=metrics.precision(matrix),
+            recall=metrics.recall(matrix),
+            f1=metrics.f1(matrix),
+            auprc=torch.tensor(r["auprc"][0]),
+        )
+        sides = (("minority", small), ("majority", ~small))
+        values = {f"{side}_{k}": 100 * v[of].nanmean().item() for side, of in sides for k, v in by_class.items()}
+        rows.append({**run[["label", *SEEDS]], **values})
+    return pd.DataFrame(rows)
+
+
 def chosen(table, method, folder=None, records=None):
     """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
     runs of its cells are missing.
@@ -232,7 +276,7 @@ def provenance_table(tables):
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, table in tables.items():
-        runs = list(frame(table, records=records)["record"])
+        runs = list(one_each(frame(table, records=records))["record"])
         groups = {}
         for r in runs:
             groups.setdefault((r["device"], r["threads"], r["versions"]["torch"], r["versions"]["python"]), []).append(

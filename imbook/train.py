@@ -191,7 +191,6 @@ def fit(
             _check_finite(losses, trained, epoch, checkpoint)
             if epoch + 1 == protocol.epochs:
                 _finish(method, epoch + 1, net, train, seed)
-                net.train(not frozen)
             spent += time.perf_counter() - began
 
             row = None
@@ -306,8 +305,10 @@ def _update(method, epoch, net, train, valid, seed):
 
 
 def _finish(method, epoch, net, train, seed):
+    mode = net.training
     with _aside(method, epoch, net, train, seed):
         method.finish(net, train)
+    net.train(mode)
 
 
 @contextmanager

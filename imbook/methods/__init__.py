@@ -12,6 +12,8 @@ from imbook.methods.baselines import (
 )
 from imbook.methods.cdb import CDB
 from imbook.methods.crl import CRL
+from imbook.methods.dos import DOS, DOSAbstract
+from imbook.methods.features import CNNCL
 from imbook.methods.mfw import MFW
 from imbook.methods.mixup import ManifoldMixup, Mixup, Remix
 
@@ -20,6 +22,7 @@ METHODS = {
     for m in (
         *(CrossEntropy, Weighted, Focal, OverSampling, LogitAdjusted, BalancedSoftmax, LDAM, CDT),
         *(Mixup, ManifoldMixup, Remix, CDB, CRL, MFW),
+        *(CNNCL, DOS, DOSAbstract),
     )
 }
 

@@ -119,13 +119,19 @@ class OverSampling(CrossEntropy):
     """Cross entropy on class-balanced sampling: each epoch visits every class equally often, N / C times, so that it
     has as many steps as plain training: the tail is repeated, the head thinned out anew each epoch.
 
-    Source: the class-balanced sampling of Kang et al. 2020.
+    whole: each class n_max times instead, so that nothing is thinned out and an epoch is longer. start: the order is
+    left alone before this epoch. Source: the class-balanced sampling of Kang et al. 2020.
     """
 
     several_labels = False
 
+    def __init__(self, n=None, whole=False, start=0):
+        super().__init__()
+        self.whole, self.start = whole, start
+
     def update(self, epoch, net, train, valid):
-        train.order = over_sample(train.y, -(-len(train.y) // len(train.n)))
+        if epoch >= self.start:
+            train.order = over_sample(train.y, None if self.whole else -(-len(train.y) // len(train.n)))
         return {}
 
 
