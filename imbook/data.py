@@ -91,6 +91,16 @@ SOURCES = {
     "fashion-mnist": Source("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
     "cifar10": Source("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Source("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": Source("SVHN", "svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+# The official super-class of each class, as the set's files give it in 'coarse_labels'.
+SUPER_CLASSES = {
+    "cifar100": (
+        *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
+        *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
+        *(16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16),
+        *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+    )
 }
 # torchvision checks the archives of these two sets, not the unpacked files it reads: md5 of the latter.
 RAW_MD5 = {
@@ -118,7 +128,7 @@ def load(name, root=None):
     """The official training and test set: a pair of `Images`.
 
     name: 'digits' (scikit-learn's 8 x 8 digits, embedded; 50 test images a class), 'mnist', 'fashion-mnist',
-    'cifar10' or 'cifar100'; root: the data folder, default `data_root()`.
+    'cifar10', 'cifar100' or 'svhn'; root: the data folder, default `data_root()`.
     Raises ValueError for an unknown name, FileNotFoundError for a set that is missing or damaged.
     """
     if name == "digits":
@@ -127,22 +137,18 @@ def load(name, root=None):
     root = Path(root or data_root())
     try:
         _check(name, root)
-        sets = [_torchvision(source)(root, train=train) for train in (True, False)]
+        sets = [_torchvision(source, root, train) for train in (True, False)]
     except (RuntimeError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} is missing or damaged in {root / source.folder} ({error}). "
             f"Set IMBOOK_DATA to the folder that holds {source.folder}, or download it: python -m imbook data {name}"
         ) from error
-    return tuple(
-        Images(
-            torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1).permute(0, 3, 1, 2).contiguous(),
-            torch.as_tensor(s.targets),
-            tuple(s.classes),
-            source.mean,
-            source.std,
-        )
-        for s in sets
-    )
+    if source.loader == "SVHN":  # channels first, labels under another name, and no names of classes
+        raw = [(torch.tensor(s.data), s.labels, map(str, range(10))) for s in sets]
+    else:
+        images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
+        raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]
+    return tuple(Images(x, torch.as_tensor(y), tuple(names), source.mean, source.std) for x, y, names in raw)
 
 
 def download(name, root=None):
@@ -157,7 +163,7 @@ def download(name, root=None):
     with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as partial:
         try:
             for train in (True, False):
-                _torchvision(source)(partial, train=train, download=True)
+                _torchvision(source, Path(partial), train, download=True)
             _check(name, Path(partial))
         except (RuntimeError, OSError, ValueError) as error:
             raise ConnectionError(
@@ -177,10 +183,12 @@ def _source(name):
     return SOURCES[name]
 
 
-def _torchvision(source):
+def _torchvision(source, root, train, download=False):
     from torchvision import datasets  # slow to import: only where a set is read
 
-    return getattr(datasets, source.loader)
+    if source.loader == "SVHN":  # keeps its files in the folder that it is given
+        return datasets.SVHN(root / source.folder, "train" if train else "test", download=download)
+    return getattr(datasets, source.loader)(root, train=train, download=download)
 
 
 def _check(name, root):

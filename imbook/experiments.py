@@ -234,8 +234,8 @@ PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
 CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
     "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
 )
-# Of the papers of deep over-sampling only batches and rounds are known [P]; the rest is ours [R]. The rounds begin after
-# `start` epochs and last `every` epochs each (see `DOS_ROUNDS`).
+# Of the paper of deep over-sampling only batches and the number of rounds are known [P]; the rest is ours [R]. Rounds
+# begin after `start` epochs and last `every` epochs each (see `DOS_ROUNDS`).
 DOS_MNIST = Protocol("dos-mnist", epochs=9, batch=60, lr=0.02, cosine=True, watch=3)  # 3 epochs, 3 rounds of 2
 DOS_CIFAR = Protocol("dos-cifar", epochs=40, batch=50, lr=0.01, cosine=True, watch=4)  # 20 epochs, 4 rounds of 5
 DOS_SVHN = replace(DOS_CIFAR, name="dos-svhn", epochs=20, batch=60, watch=4)  # 8 epochs, 3 rounds of 4

@@ -38,6 +38,11 @@ def lenet(classes=10, channels=1, size=28):
     )
 
 
+def dos_net_large(classes=10, channels=3, size=32):
+    """`dos_net` in its larger form, C20-C50-F500-F120."""
+    return dos_net(classes, channels, size, (20, 50), (500, 120))
+
+
 def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
     """The networks of deep over-sampling, written C6-C16-F400-F120 and C20-C50-F500-F120.
 

@@ -212,22 +212,23 @@ def minority_majority(runs):
     """Precision, recall, F1 and AUPRC averaged over the minority and over the majority classes, one row a run.
 
     runs: `frame`, of one label an image. Columns: label, the seeds, minority_precision, ..., majority_auprc, in per
-    cent; nan where there is no such class. A class is of the minority where it has fewer training images than half of
-    the largest class. ValueError where a 'reduced' split reduces another number of classes. Source: the tables of Ando
-    and Huang 2017; chapter 06.
+    cent; nan where there is no such class. A class is of the minority where it has at most half as many training images
+    as the middle class (`imbook.methods.dos.small_classes`). ValueError where a 'reduced' split reduces another number
+    of classes. Source: the tables of Ando and Huang 2017; chapter 06.
     """
     import torch
 
     from imbook import metrics
+    from imbook.methods.dos import small_classes
 
     rows = []
     for _, run in runs.iterrows():
         r = run["record"]
         n, matrix = torch.tensor(r["n"]), torch.tensor(r["confusion"][0])
-        small = n < n.max() / 2
+        small = small_classes(n)
         if r["split"].get("profile") == "reduced" and small.sum() != r["split"]["reduce"]:
             raise ValueError(
-                f"{r['key']}: {int(small.sum())} classes have fewer than half of the images of the largest, but "
+                f"{r['key']}: {int(small.sum())} classes have at most half of the images of the middle one, but "
                 f"{r['split']['reduce']} were reduced: raise the share, so that it can be seen which they are"
             )
         by_class = dict(

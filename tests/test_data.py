@@ -239,7 +239,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch):
-    monkeypatch.setattr(data, "_torchvision", lambda source: Mirror)
+    monkeypatch.setattr(data, "_torchvision", lambda source, *arguments, **download: Mirror(*arguments, **download))
     monkeypatch.setattr(data, "_check", lambda name, root: None)
     monkeypatch.setattr(Mirror, "fails", None)
     return Mirror
@@ -274,7 +274,7 @@ def test_a_download_replaces_the_set_whole(mirror, tmp_path):
 
 
 def test_a_download_is_checked_before_it_appears(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_torchvision", lambda source: Mirror)
+    monkeypatch.setattr(data, "_torchvision", lambda source, *arguments, **download: Mirror(*arguments, **download))
     monkeypatch.setattr(Mirror, "fails", None)
     with pytest.raises(ConnectionError, match="is damaged"):
         data.download("mnist", tmp_path)

@@ -84,15 +84,18 @@ def loss_g(h, y, rho):
     return (rho * each.view(rho.shape)).sum(1)
 
 
-def small_classes(n, rule="half"):
+def small_classes(n, rule="median"):
     """Which classes are the minority, bool (C,). n: images a class (C,). The paper names them by hand; ours [R].
 
-    rule: 'half' (fewer images than half of the largest class), 'mean' (fewer than the mean) or 'all' (every class: the
-    paper's experiment on balanced data).
+    rule: 'median' (at most half as many images as the middle class; of two middle ones the smaller), 'half' (at most
+    half as many as the largest) or 'all' (every class: the paper's experiment on balanced data). ValueError for
+    another.
     """
+    if rule not in ("median", "half", "all"):
+        raise ValueError(f"minority {rule!r}: choose from 'median', 'half', 'all'")
     if rule == "all":
         return torch.ones_like(n, dtype=torch.bool)
-    return n < (n.max() / 2 if rule == "half" else n.double().mean())
+    return n <= (n.median() if rule == "median" else n.max()) / 2
 
 
 def variance_within(z, y, classes):
@@ -130,12 +133,11 @@ class DOS(Method):
     """
 
     def __init__(
-        self, n, k=5, r=1.0, start=3, every=2, minority="half", cut=-1, lambda_=1.0, w="simplex", scale="spread",
+        self, n, k=5, r=1.0, start=3, every=2, minority="median", cut=-1, lambda_=1.0, w="simplex", scale="spread",
         v="stored", read=False,
     ):  # fmt: skip
         super().__init__()
         for name, value, known in (
-            ("minority", minority, ("half", "mean", "all")),
             ("w", w, ("simplex", "uniform", "equal", "none")),
             ("scale", scale, ("none", "features", "spread")),
             ("v", v, ("stored", "live")),
