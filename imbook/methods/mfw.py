@@ -4,6 +4,8 @@ Our reconstruction [R] from the abstract of "Procrustean training": no detail of
 the law of lambda, the stage, the partner. Derived in chapter 07.
 """
 
+import math
+
 import torch
 
 from imbook.methods.baselines import Weighted, weighted_cross_entropy
@@ -39,7 +41,7 @@ def mean_lambda(a, low=0.5):
     >>> mean_lambda(torch.tensor([0.0, 1.0, 4.0]))
     tensor([1.0000, 0.7500, 0.6367])
     """
-    log = torch.lgamma(2 * a + 1) - 2 * torch.lgamma(a + 1) - a * torch.log(torch.tensor(4.0))
+    log = torch.lgamma(2 * a + 1) - 2 * torch.lgamma(a + 1) - a * math.log(4)
     return 1 - (1 - low) * (1 - log.exp())
 
 
