@@ -1,7 +1,9 @@
 """Attribute sets: small made sets in the formats of CelebA, DeepFashion and CSV, and everything that may be wrong."""
 
 import hashlib
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +104,17 @@ def test_celeba_in_its_official_parts(celeba):
 def test_celeba_below_the_data_root(celeba, monkeypatch):
     monkeypatch.setenv("IMBOOK_DATA", str(celeba[0]))
     assert attributes.load_celeba(size=4)[0].x.shape == (3, 3, 4, 4)
+
+
+def test_the_example_of_the_book_runs(celeba, monkeypatch):
+    monkeypatch.setenv("IMBOOK_DATA", str(celeba[0]))
+    page = (Path(__file__).resolve().parents[1] / "book/data.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert [h.shape[1] for h in names["net"](torch.zeros(1, 3, 32, 32))] == [2, 2, 2]
+    for file in [f for _, _, f in CelebA.file_list if f.endswith(".txt")]:
+        assert file in page, "the layout names every list"
 
 
 def test_a_celeba_that_is_not_there_or_damaged(celeba, tmp_path):
