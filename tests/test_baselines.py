@@ -9,7 +9,17 @@ import toys
 from torch import nn
 
 from imbook import data
-from imbook.methods import LDAM, METHODS, BalancedSoftmax, CrossEntropy, Focal, LogitAdjusted, OverSampling, Weighted
+from imbook.methods import (
+    CDT,
+    LDAM,
+    METHODS,
+    BalancedSoftmax,
+    CrossEntropy,
+    Focal,
+    LogitAdjusted,
+    OverSampling,
+    Weighted,
+)
 from imbook.methods.baselines import effective_number, inverse_frequency, over_sample
 from imbook.train import Protocol, fit
 
@@ -35,6 +45,8 @@ def by_hand(name, method, logits, y):
         z = list(row)
         if name == "balanced softmax":
             z = [v + 0.7 * math.log(n[k] / sum(n)) for k, v in enumerate(z)]
+        if name == "cdt":
+            z = [v / (max(n) / n[k]) ** 0.7 for k, v in enumerate(z)]
         if name == "ldam":
             margins = [k**-0.25 for k in n]
             z[c] = z[c] - 0.5 * margins[c] / max(margins)
@@ -58,6 +70,7 @@ CASES = {
     "focal": lambda: Focal(N, gamma=1.5),
     "balanced softmax": lambda: BalancedSoftmax(N, tau=0.7),
     "logit adjustment": lambda: LogitAdjusted(N, tau=0.7),
+    "cdt": lambda: CDT(N, gamma=0.7),
     "ldam": lambda: LDAM(N),
 }
 
@@ -99,6 +112,7 @@ def test_permuting_the_batch_changes_nothing(name):
         weighted(scheme="effective", beta=0),
         BalancedSoftmax(N, tau=0),
         BalancedSoftmax(torch.tensor([7, 7, 7, 7])),
+        CDT(torch.tensor([7, 7, 7, 7])),
         Weighted(torch.tensor([7, 7, 7, 7])),
         Weighted(N, start=3),
         LogitAdjusted(N),
@@ -118,6 +132,7 @@ def test_neutral_weights_are_cross_entropy_to_the_last_bit():
         Weighted(N, start=1),
         weighted(scheme="effective", beta=0),
         BalancedSoftmax(N, tau=0),
+        CDT(N, gamma=0),
     ):
         assert torch.equal(method(nn.Identity(), logits, y, None), F.cross_entropy(logits, y))
 
@@ -127,7 +142,8 @@ def test_logit_adjustment_predicts_with_the_shift():
     expected = logits - 2 * (N.double() / N.sum()).log()
     assert torch.allclose(LogitAdjusted(N, tau=2.0).double().predict(nn.Identity(), logits), expected, atol=1e-6)
     assert torch.equal(LogitAdjusted(N, tau=0.0).predict(nn.Identity(), logits), logits)
-    assert torch.equal(BalancedSoftmax(N).predict(nn.Identity(), logits), logits), "nothing to adjust at test time"
+    for method in (BalancedSoftmax(N), CDT(N)):
+        assert torch.equal(method.predict(nn.Identity(), logits), logits), "nothing to adjust at test time"
 
 
 # Weights
@@ -161,6 +177,10 @@ def test_unknown_settings_are_refused():
         Weighted(N, "cubic")
     with pytest.raises(ValueError, match="gamma -1"):
         Focal(N, gamma=-1)
+    with pytest.raises(ValueError, match="gamma -1"):
+        CDT(N, gamma=-1)
+    with pytest.raises(ValueError, match="smallest class 0"):
+        CDT(torch.tensor([3, 0]))
 
 
 @pytest.mark.parametrize("make", [Weighted, LDAM])

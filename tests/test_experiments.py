@@ -20,6 +20,21 @@ def key(**changes):
     return replace(CELL, **changes).key(SEEDS)
 
 
+def test_an_instrument_belongs_to_the_key_where_there_is_one():
+    assert CELL.instrument is None and "instrument" not in CELL.identity(SEEDS)
+    assert key(instrument="stage2") not in (CELL.key(SEEDS), key(instrument="stage1"))
+    record = run(replace(CELL, instrument="stage2"), SEEDS)
+    assert record["instrument"] == "stage2" and record["key"] == key(instrument="stage2")
+    for row in record["curve"]:
+        assert len(row["gradient"]) == 10 and min(row["gradient"]) > 0
+        assert [sum(r) for r in row["train_confusion"]] == record["n"]
+        diagonal = [row["train_confusion"][c][c] / record["n"][c] for c in range(10)]
+        assert row["train"] == pytest.approx(diagonal, abs=1e-5)
+    assert json.loads(json.dumps(record)) == record
+    plain = run(CELL, SEEDS)
+    assert plain["confusion"] == record["confusion"] and "gradient" not in plain["curve"][0]
+
+
 def test_a_key_is_the_same_for_ever():
     """Records are found by their keys: a change here loses every record made before."""
     assert CELL.identity(SEEDS) == {
@@ -76,6 +91,7 @@ def test_a_table_lists_each_run_once_and_whole_seeds_first():
 
 def test_sets_of_seeds():
     assert together(2) == (dict(order=0, draw=0, train=0), dict(order=1, draw=1, train=1))
+    assert together(2, first=100) == (dict(order=100, draw=100, train=100), dict(order=101, draw=101, train=101))
     assert len({tuple(s.values()) for s in crossed(3)}) == 27 and set(crossed(3)[0]) == {"order", "draw", "train"}
     assert crossed(3)[:8] == crossed(2), "a longer list keeps its start"
 

@@ -16,7 +16,7 @@ import torch
 import toys
 
 from imbook import results
-from imbook.experiments import TABLES, Cell
+from imbook.experiments import TABLES, Cell, Split, Table, together
 from imbook.methods import METHODS
 
 
@@ -388,3 +388,38 @@ def test_the_shipped_records_stand_under_their_table():
         wanted = {cell.key(seeds) for cell, seeds in TABLES[name].runs()}
         assert {json.loads(line)["key"] for line in gzip.decompress(path.read_bytes()).splitlines()} <= wanted
     assert sum(f.stat().st_size for f in results.RECORDS.iterdir()) < 10e6, "a few MB in all"
+
+
+# The choice of hyper-parameters
+
+
+def grid():
+    """Two cells of Focal and one of CrossEntropy; a record of each run with its mean recall on validation images."""
+    split = Split("digits", ratio=10, n_max=40, valid=5, order="seed")
+    cells = [Cell(f"gamma {g:g}", split, "mlp", toys.QUICK, "Focal", {"gamma": g}) for g in (0.5, 1.0, 2.0)]
+    table = Table("grid", (*cells, Cell("plain", split, "mlp", toys.QUICK)), together(2, first=100))
+    valid = {"gamma 0.5": (0.5, 0.75), "gamma 1": (1.0, 0.5), "gamma 2": (0.625, 0.875), "plain": (1.0, 1.0)}
+    records = {
+        cell.key(seeds): {
+            "curve": [{"valid": [1.0, 1.0]}, {"valid": [v - 0.125, v + 0.125]}],
+            "metrics": {"accuracy": 0},
+        }
+        for cell in table.cells
+        for seeds, v in zip(table.seeds, valid[cell.label])
+    }
+    return table, records
+
+
+def test_the_choice_is_the_best_mean_on_the_last_validation():
+    table, records = grid()
+    assert results.chosen(table, "Focal", records=records) == {"gamma": 1.0}  # means 0.625, 0.75, 0.75: the first
+    records[table.cells[2].key(table.seeds[1])]["curve"][-1]["valid"] = [0.9]
+    assert results.chosen(table, "Focal", records=records) == {"gamma": 2.0}
+    assert results.chosen(table, "CrossEntropy", records=records) == {}
+
+
+def test_there_is_no_choice_before_all_runs_are_there():
+    table, records = grid()
+    del records[table.cells[0].key(table.seeds[1])]
+    assert results.chosen(table, "Focal", records=records) is None
+    assert results.chosen(table, "CrossEntropy", records=records) == {}, "its own runs are"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -16,9 +17,9 @@ import toys
 from torch import nn
 
 from imbook import data, metrics
-from imbook.methods import METHODS, CrossEntropy, LogitAdjusted, Weighted
+from imbook.methods import METHODS, MFW, CrossEntropy, LogitAdjusted, ManifoldMixup, Mixup, OverSampling, Weighted
 from imbook.methods.baselines import over_sample
-from imbook.train import Method, Protocol, evaluate, fit, group_recall, learning_rate
+from imbook.train import FeatureGradients, Method, Protocol, evaluate, fit, group_recall, learning_rate
 
 SHORT = Protocol("short", epochs=4, batch=16, lr=0.05, warmup=1, cosine=True, crop=1, flip=True)
 
@@ -588,3 +589,157 @@ def test_a_network_is_cut_by_a_method():
         fit(net, method, batches()[0], protocol=SHORT)
         results.append(net.state_dict())
     assert toys.same(results[0], results[1]) and not toys.same(results[0], results[2])
+
+
+# The instruments: gradients of features and confusion of the training images
+
+
+def stages(dtype=torch.float64):
+    """Two stages and a head without BatchNorm, so that samples do not touch."""
+    torch.manual_seed(2)
+    part = lambda i, o: nn.Sequential(nn.Flatten(), nn.Linear(i, o), nn.Tanh())  # noqa: E731
+    parts = dict(stage1=part(64, 6), stage2=part(6, 5), head=nn.Linear(5, 3))
+    return nn.Sequential(OrderedDict(parts)).to(dtype)
+
+
+def toy(n=(24, 12, 6), dtype=torch.float64):
+    return data.Batches(toys.images(n), batch=16, seed=0, dtype=dtype)
+
+
+def watched(method, stage="stage2", net=None, batches=None, **options):
+    net, train = net or stages(), batches or toy()
+    return net, fit(net, method, train, protocol=PLAIN, instrument=stage, **options)
+
+
+PLAIN = Protocol("plain", epochs=3, batch=16, lr=0.05, warmup=1)
+
+
+def loss_of_one(method, net, z, y, k):
+    """The summand of each sample where the loss is a mean over samples that do not touch."""
+    w = method.w[y] if isinstance(method, Weighted) else 1
+    return w * F.cross_entropy(net[k:](z[None]), y[None])
+
+
+@pytest.mark.parametrize("stage, k", [("stage1", 1), ("stage2", 2), ("head", 3)])
+@pytest.mark.parametrize("make", [CrossEntropy, Weighted, OverSampling])
+def test_gradients_of_features_against_a_loop_over_the_samples(make, stage, k):
+    """A training of its own, sample by sample: the norm of the gradient of each one's own loss at its features."""
+    n = torch.tensor([24, 12, 6])
+    _, curve = watched(make(n), stage)
+    net, train, method = stages(), toy(), make(n)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(0)
+    for epoch in range(3):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(epoch)  # as fit seeds `update`
+            method.update(epoch, net, train, None)
+        norms = [[], [], []]
+        for x, y, _ in train:
+            total = 0.0
+            for x_i, y_i in zip(x, y):
+                z = net[:k](x_i[None])[0].detach().requires_grad_()
+                own = loss_of_one(method, net, z, y_i, k)
+                norms[y_i].append(torch.autograd.grad(own, z)[0].square().sum().sqrt().item())
+                total = total + loss_of_one(method, net, net[:k](x_i[None])[0], y_i, k)
+            optimiser.zero_grad()
+            (total / len(y)).backward()
+            optimiser.step()
+        assert len(norms[2]) == (14 if make is OverSampling else 6)
+        assert curve[epoch]["gradient"] == pytest.approx([sum(v) / len(v) for v in norms], rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["MFW", "Mixup", "ManifoldMixup"])
+def test_gradients_of_features_that_are_mixed(name):
+    """The whole gradient at the features before mixing, under the sample's own label: by differences of the loss."""
+    n = torch.tensor([24, 12, 6])
+    method = {"MFW": MFW(n, strength=4.0, stage="stage2"), "Mixup": Mixup(n), "ManifoldMixup": ManifoldMixup(n)}[name]
+    method = method.double()
+    x, y, i = next(iter(toy()))
+    net = stages()
+    with FeatureGradients(net, method, "stage2", n) as gradients:
+        torch.manual_seed(4)
+        method(net, x, y, i).backward()
+    shift = torch.zeros(16, 5, dtype=torch.float64)
+    net.stage2.register_forward_hook(lambda module, arguments, z: z + shift)
+    norms = [[], [], []]
+    for j in range(16):
+        slopes = []
+        for d in range(5):
+            values = []
+            for step in (1e-6, -1e-6):
+                shift.zero_()[j, d] = step
+                torch.manual_seed(4)
+                values.append(method(net, x, y, i).item())
+            slopes.append((values[0] - values[1]) / 2e-6)
+        norms[y[j]].append(16 * sum(s * s for s in slopes) ** 0.5)
+    assert gradients.take() == pytest.approx([sum(v) / len(v) for v in norms], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "MFW", "ManifoldMixup", "CDB"])
+def test_an_instrument_changes_nothing(name):
+    """Network, curve and random numbers are those of a run without; nothing stays attached."""
+    runs = []
+    for stage in (None, "stage3"):
+        net, (train, valid, test) = toys.net(), batches()
+        method = prepare(name)
+        curve = fit(net, method, train, valid, test, protocol=SHORT, instrument=stage)
+        runs.append((net.state_dict(), torch.get_rng_state(), curve))
+        assert not net.stage3._forward_hooks and not method._forward_pre_hooks
+    assert all(len(row.pop("gradient")) == 3 and row.pop("train_confusion") for row in runs[1][2])
+    assert toys.same(*runs)
+
+
+def test_the_training_confusion_is_that_of_all_images_after_the_epoch():
+    net, curve = watched(MFW(torch.tensor([24, 12, 6]), strength=4.0, stage="stage2"))
+    scores, y = evaluate(net, toy())
+    expected = [[int(((scores.argmax(1) == q) & (y == c)).sum()) for q in range(3)] for c in range(3)]
+    assert curve[-1]["train_confusion"] == expected and [sum(row) for row in expected] == [24, 12, 6]
+    assert [row["train_confusion"] for row in curve] != [expected] * 3
+
+
+def test_each_row_holds_its_own_epoch():
+    """Also where not every epoch has a row, and after a resumed run."""
+    n = torch.tensor([24, 12, 6])
+    whole = watched(CrossEntropy(n))[1]
+    net = stages()
+    thin = fit(net, CrossEntropy(), toy(), protocol=replace(PLAIN, watch=2), instrument="stage2")
+    assert [row["gradient"] for row in thin] == [whole[1]["gradient"], whole[2]["gradient"]]
+
+
+def test_a_resumed_run_has_the_same_gradients(tmp_path):
+    file = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        watched(CrossEntropy(), checkpoint=file, every=1, tick=kill_at(2))
+    assert toys.same(watched(CrossEntropy(), checkpoint=file, every=1)[1], watched(CrossEntropy())[1])
+
+
+def test_a_class_without_samples_has_no_gradient():
+    train = toy()
+    train.order = train.order[train.y != 1]
+    gradient = watched(CrossEntropy(), batches=train)[1][0]["gradient"]
+    assert gradient[1] != gradient[1] and gradient[0] > 0 and gradient[2] > 0
+
+
+def test_an_instrument_is_taken_off_when_a_run_fails():
+    net, method = stages(), CrossEntropy()
+    with pytest.raises(Killed):
+        watched(method, net=net, tick=kill_at(1))
+    assert not net.stage2._forward_hooks and not method._forward_pre_hooks
+
+
+def test_an_instrument_that_cannot_measure_is_refused():
+    n = torch.tensor([24, 12, 6])
+    with pytest.raises(ValueError, match="stage 'stage9': choose from stage1, stage2, head"):
+        FeatureGradients(stages(), CrossEntropy(), "stage9", n)
+    with pytest.raises(ValueError, match="gradients a class need one label an image, here are 2"):
+        FeatureGradients(stages(), CrossEntropy(), "stage2", (n, n))
+    flat = nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.Linear(64, 3))).double()
+    with pytest.raises(ValueError, match="'flat' puts out 16 rows for 16 labels, gradient: False; choose a stage with"):
+        watched(CrossEntropy(), "flat", flat)
+
+    class Twice(CrossEntropy):
+        def forward(self, net, x, y, i):
+            return F.cross_entropy(net(torch.cat([x, x])), torch.cat([y, y]))
+
+    with pytest.raises(ValueError, match="puts out 32 rows for 16 labels"):
+        watched(Twice())
