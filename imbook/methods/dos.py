@@ -194,6 +194,8 @@ class DOS(Method):
         return torch.where(self.active[y], cluster, plain), flat
 
     def forward(self, net, x, y, i):
+        if not self.k:
+            return F.cross_entropy(net(x), y)
         return self.terms(net, x, y, i)[0].mean()
 
     def update(self, epoch, net, train, valid):
@@ -221,12 +223,11 @@ class DOS(Method):
         self.near.copy_(neighbours(z, train.y, self.k, self.small))
         self.active.copy_(self.small)
         train.order = torch.arange(len(z), device=z.device).repeat_interleave(self.times[train.y])
-        chosen = self.small[train.y]
-        if chosen.any():
-            gaps = squared_distance(z[chosen], z[self.near[chosen]]).double().mean()
-            by = {"none": 1.0, "features": z.shape[1], "spread": gaps.clamp(min=torch.finfo(z.dtype).tiny)}
-            self.scale.copy_(torch.as_tensor(by[self.scale_by]))
-            self.measured[0] = gaps
+        chosen = self.near[:, 0] != torch.arange(len(z), device=z.device)  # those that have a neighbour
+        spread = squared_distance(z[chosen], z[self.near[chosen]]).mean() if chosen.any() else torch.zeros(())
+        by = {"none": 1, "features": z.shape[1], "spread": spread if spread > 0 else 1}
+        self.scale.fill_(by[self.scale_by])
+        self.measured[0] = spread
         within = variance_within(z, train.y, len(self.small))
         self.measured[1], self.measured[2] = (within[m].nanmean() for m in (self.small, ~self.small))
 
