@@ -144,7 +144,7 @@ def load(name, root=None):
             f"Set IMBOOK_DATA to the folder that holds {source.folder}, or download it: python -m imbook data {name}"
         ) from error
     if source.loader == "SVHN":  # channels first, labels under another name, and no names of classes
-        raw = [(torch.tensor(s.data), s.labels, map(str, range(10))) for s in sets]
+        raw = [(torch.as_tensor(s.data).contiguous(), s.labels, map(str, range(10))) for s in sets]
     else:
         images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
         raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]

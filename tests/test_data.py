@@ -1,9 +1,11 @@
 """Data: profiles, splits, refusals, missing and damaged sets, batches against torchvision's loader."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -279,6 +281,42 @@ def test_a_download_is_checked_before_it_appears(tmp_path, monkeypatch):
     with pytest.raises(ConnectionError, match="is damaged"):
         data.download("mnist", tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def mat(folder, name, n, seed):
+    """A made file in the form of SVHN's: X (32, 32, 3, N), y (N, 1) with 10 for the digit 0. Returns its md5."""
+    from scipy.io import savemat
+
+    g = np.random.default_rng(seed)
+    x = g.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+    savemat(folder / name, {"X": x, "y": np.arange(1, n + 1, dtype=np.uint8)[:, None] % 10 + 1})
+    return x, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+
+def test_svhn_is_read_from_its_files(tmp_path, monkeypatch):
+    from torchvision.datasets import SVHN
+
+    folder = tmp_path / "svhn"
+    folder.mkdir()
+    made, known = {}, dict(SVHN.split_list)
+    for split, n in (("train", 23), ("test", 11)):
+        made[split], md5 = mat(folder, f"{split}_32x32.mat", n, len(made))
+        known[split] = ["", f"{split}_32x32.mat", md5]
+    monkeypatch.setattr(SVHN, "split_list", known)
+    sets = data.load("svhn", tmp_path)
+    for images, (split, n) in zip(sets, (("train", 23), ("test", 11))):
+        assert images.x.shape == (n, 3, 32, 32) and images.x.dtype == torch.uint8 and images.x.is_contiguous()
+        assert np.array_equal(images.x.numpy(), made[split].transpose(3, 2, 0, 1))
+        assert images.y.tolist() == [(i % 10 + 1) % 10 for i in range(1, n + 1)] and images.y.dtype == torch.int64
+        assert images.classes == tuple("0123456789")
+    (folder / "test_32x32.mat").write_bytes(b"damaged")
+    with pytest.raises(FileNotFoundError, match="svhn is missing or damaged in .*svhn .*python -m imbook data svhn"):
+        data.load("svhn", tmp_path)
+
+
+def test_svhn_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="svhn is missing or damaged .*IMBOOK_DATA"):
+        data.load("svhn", tmp_path)
 
 
 def test_the_data_root_is_the_variable_or_the_cache(monkeypatch):

@@ -1,6 +1,7 @@
 """Keys that stay, splits that can be drawn, and one short run of every pair of network and method."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_key_is_the_same_for_ever():
 
 
 def test_what_a_key_ignores():
-    assert key(label="another", fact="some/fact") == CELL.key(SEEDS)
+    assert key(label="another", fact="some/fact", reading="knn") == CELL.key(SEEDS)
     assert key(protocol=replace(CELL.protocol, name="q")) == CELL.key(SEEDS)
     assert key(protocol=Protocol("p", 2, 128, 0.05, momentum=0.9, decay=0.1)) == CELL.key(SEEDS), (
         "fields at their default"
@@ -204,6 +205,28 @@ def test_a_record_says_all_about_its_run(record):
     assert 0 < record["curve"][0]["seconds"] < record["curve"][1]["seconds"] <= record["seconds"] + 0.01  # rounded
     assert record["train_seconds"] == round(record["curve"][1]["seconds"], 2)
     assert json.loads(json.dumps(record)) == record
+
+
+def test_a_record_holds_an_evaluation_of_each_reading(record, tmp_path):
+    read = run(replace(CELL, method="CNNCL"), SEEDS)
+    assert "readings" not in record and set(read["readings"]) == {"knn", "logistic"}
+    assert read["confusion"] == record["confusion"], "the training is the same"
+    for reading in read["readings"].values():
+        assert set(reading) == {"metrics", "confusion", "auprc"} and reading["confusion"] != record["confusion"]
+        assert sum(reading["confusion"][0][c][c] for c in range(10)) / 500 == reading["metrics"]["accuracy"] > 0.5
+    assert json.loads(json.dumps(read)) == read
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, row):
+        if epoch == 2:
+            raise Stop
+
+    for tick in (stop, None):  # killed after the last epoch: its readings are made again
+        with pytest.raises(Stop) if tick else nullcontext():
+            again = run(replace(CELL, method="CNNCL"), SEEDS, checkpoint=tmp_path / "c", tick=tick)
+    assert again["readings"] == read["readings"]
 
 
 def test_a_record_names_the_commit_that_was_loaded(monkeypatch):

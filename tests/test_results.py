@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -227,6 +228,62 @@ def test_dry_records_stay_out_of_tables(table, tmp_path):
     results.save(made(cell, seeds, dry=True), tmp_path)
     results.save(made(cell, seeds, dry=True, key=f"dry-{cell.key(seeds)}"), tmp_path)
     assert len(results.load(tmp_path)) == 2 and results.frame(table, tmp_path).empty
+
+
+def read(table, labels):
+    """The first cell of a table under several labels, each (label, reading)."""
+    cell, run, read = table.cells[0], table.seeds[0], {"knn": {"metrics": {"accuracy": 0.9}, "confusion": [[[1]]]}}
+    cells = tuple(replace(cell, label=label, reading=reading) for label, reading in labels)
+    record = made(cell, run, accuracy=0.5, readings=read)
+    return Table("read", cells, (run,)), {record["key"]: record}
+
+
+def test_a_reading_stands_for_the_prediction_of_the_same_run(table):
+    shown, records = read(table, (("network", None), ("neighbours", "knn")))
+    runs = results.frame(shown, records=records).set_index("label")
+    assert runs["accuracy"].to_dict() == {"network": 50.0, "neighbours": 90.0}
+    assert runs.loc["neighbours", "record"]["confusion"] == [[[1]]] and len(shown.runs()) == 1
+    assert runs.loc["network", "record"]["confusion"] == [[[40, 10], [25, 25]]]
+    once = results.one_each(results.frame(shown, records=records))
+    assert once["label"].tolist() == ["network"] and len(results.one_each(results.frame(shown, records={}))) == 0
+
+
+def test_a_run_that_is_shown_twice_counts_once_in_the_provenance(table, monkeypatch):
+    shown, records = read(table, (("network", None), ("neighbours", "knn")))
+    monkeypatch.setattr(results, "load", lambda: records)
+    assert "| t | 1 of 1 |" in results.provenance_table({"t": shown})
+
+
+def reduced(n, confusion, auprc=None, reduce=2):
+    """A run of a 'reduced' split with these training and test counts, as `frame` gives it."""
+    record = {"key": "k", "n": n, "confusion": [confusion], "auprc": [auprc or [0.5] * len(n)]}
+    record["split"] = {"profile": "reduced", "reduce": reduce, "share": 0.9}
+    return pd.DataFrame([{"label": "a", "order_seed": 1, "draw_seed": 2, "train_seed": 3, "record": record}])
+
+
+def test_averages_over_minority_and_majority_against_the_loop():
+    n, matrix = [500, 50, 480, 450, 48], np.random.default_rng(0).integers(1, 40, (5, 5))
+    matrix[:, 4] = 0  # a class that is never predicted: precision and F1 are 0
+    runs = results.minority_majority(reduced(n, matrix.tolist(), [0.9, 0.2, 0.8, 0.7, 0.4]))
+    assert list(runs.loc[0, ["label", "order_seed", "draw_seed", "train_seed"]]) == ["a", 1, 2, 3]
+    for side, classes in (("minority", (1, 4)), ("majority", (0, 2, 3))):
+        p = [matrix[c, c] / matrix[:, c].sum() if matrix[:, c].sum() else 0 for c in classes]
+        r = [matrix[c, c] / matrix[c].sum() for c in classes]
+        f = [2 * a * b / (a + b) if a + b else 0 for a, b in zip(p, r)]
+        assert runs.loc[0, f"{side}_precision"] == pytest.approx(100 * np.mean(p))
+        assert runs.loc[0, f"{side}_recall"] == pytest.approx(100 * np.mean(r))
+        assert runs.loc[0, f"{side}_f1"] == pytest.approx(100 * np.mean(f))
+    assert runs.loc[0, "minority_auprc"] == pytest.approx(30) and runs.loc[0, "majority_auprc"] == pytest.approx(80)
+
+
+def test_the_minority_must_be_the_classes_that_were_reduced():
+    matrix = [[1] * 4 for _ in range(4)]
+    with pytest.raises(ValueError, match="k: 1 classes have at most half .* but 2 were reduced"):
+        results.minority_majority(reduced([500, 500, 300, 50], matrix))
+    balanced = reduced([500, 490, 480, 470], matrix)
+    balanced.loc[0, "record"]["split"] = {"profile": "balanced"}
+    runs = results.minority_majority(balanced)
+    assert math.isnan(runs.loc[0, "minority_f1"]) and runs.loc[0, "majority_f1"] == 25
 
 
 def test_curves_are_long(table, folder):

@@ -235,6 +235,51 @@ def test_update_leaves_no_trace():
     assert toys.same(curve, logged)
 
 
+class Finishing(CrossEntropy):
+    """Cross entropy that turns its scores round once it is finished, and draws random numbers then."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.sign = [], 1
+
+    def finish(self, net, train):
+        assert not net.training and not torch.is_grad_enabled()
+        self.calls.append((torch.rand(3), [p.clone() for p in net.parameters()]))
+        self.sign = -1
+
+    def predict(self, net, x):
+        return self.sign * net(x)
+
+
+def test_finish_is_called_once_before_the_last_evaluation_and_leaves_no_trace():
+    runs = []
+    for method in (CrossEntropy(), Finishing()):
+        net, (train, valid, test) = toys.net(), batches()
+        net.stage1.append(nn.Dropout(0.3))
+        runs.append((net, fit(net, method, train, valid, test, protocol=SHORT), torch.get_rng_state()))
+        assert net.training
+    (net, curve, state), (finished, its_curve, its_state) = runs
+    assert toys.same(net.state_dict(), finished.state_dict()) and torch.equal(state, its_state)
+    assert toys.same(curve[:-1], its_curve[:-1]) and not toys.same(curve[-1], its_curve[-1])
+    scores, y = evaluate(net, test)
+    assert its_curve[-1]["test"] == group_recall(-scores, y, 3), "the last evaluation uses what finish made"
+    assert len(method.calls) == 1 and toys.same(method.calls[0][1], list(net.parameters()))
+    assert not CrossEntropy.readings and not Method.readings
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_a_resumed_run_is_finished_too(epoch, tmp_path):
+    """After the last checkpoint as well: what finish makes is not in it, and is made again, with the same draw."""
+    whole, file = Finishing(), tmp_path / "run.pt"
+    fit(toys.net(), whole, *batches(), protocol=SHORT)
+    with pytest.raises(Killed):
+        fit(toys.net(), Finishing(), *batches(), protocol=SHORT, checkpoint=file, every=1, tick=kill_at(epoch))
+    method, net = Finishing(), toys.net(seed=7)
+    fit(net, method, *batches(), protocol=SHORT, checkpoint=file, every=1)
+    assert toys.same(method.calls, whole.calls) and method.sign == -1 and net.training
+    assert epoch < 4 or torch.equal(torch.get_rng_state(), torch.load(file, weights_only=True)["cpu"])
+
+
 def test_evaluate_leaves_no_trace_and_keeps_the_order():
     net, (train, _, _) = toys.net(), batches()
     method = LogitAdjusted(torch.tensor([24, 12, 6]))

@@ -1,0 +1,82 @@
+"""Classifiers on features: those of scikit-learn on what the network hands to its head, beside unchanged training."""
+
+import numpy as np
+import pytest
+import torch
+import toys
+from sklearn.neighbors import KNeighborsClassifier
+
+from imbook import data, metrics
+from imbook.methods import CNNCL, DOS, CrossEntropy
+from imbook.methods.features import OnFeatures, embed, readings
+from imbook.train import Protocol, evaluate, fit
+
+RUN = Protocol("toy", epochs=3, batch=16, lr=0.05)
+
+
+def sets():
+    return tuple(data.Batches(toys.images(n, seed=s), batch=16, seed=5) for s, n in ((0, (24, 12, 6)), (1, (9, 9, 9))))
+
+
+def test_features_are_what_the_head_sees():
+    net, (train, _) = toys.net().eval(), sets()
+    with torch.no_grad():
+        z = embed(net, train)
+        assert z.shape == (42, 64) and torch.allclose(net.head(z), net(train.normalise(train.x)), atol=1e-5)
+
+
+def test_training_is_that_of_cross_entropy_bit_for_bit():
+    runs = []
+    for method in (CrossEntropy(), CNNCL()):
+        net, (train, test) = toys.net(), sets()
+        runs.append((net.state_dict(), fit(net, method, train, test=test, protocol=RUN)))
+    assert toys.same(*runs)
+
+
+@pytest.mark.parametrize("make", [CNNCL, lambda: DOS(torch.tensor([24, 12, 6]), k=2, start=1, every=1, read=True)])
+def test_readings_are_those_of_scikit_learn(make):
+    net, (train, test), method = toys.net(), sets(), make()
+    assert method.readings == {}
+    fit(net, method, train, test=test, protocol=RUN)
+    assert set(method.readings) == {"knn", "logistic"}
+    net.eval()
+    with torch.no_grad():
+        z, seen = embed(net, train), embed(net, test)
+    d = (seen.double()[:, None] - z.double()).square().sum(2)  # (27, 42)
+    votes = torch.stack([torch.bincount(train.y[row.topk(5, largest=False).indices], minlength=3) for row in d])
+    scores, y = evaluate(net, test, method.readings["knn"])
+    assert torch.allclose(scores.exp(), votes / 5) and torch.equal(y, test.y)
+
+    mean, std = z.double().mean(0), z.double().std(0, correction=0)  # the penalised likelihood is at its optimum
+    scale = torch.where(std > 0, std, 1)
+    model = method.readings["logistic"].classifier[-1]
+    W = torch.tensor(model.coef_, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(model.intercept_, dtype=torch.float64, requires_grad=True)
+    logits = (z.double() - mean) / scale @ W.T + bias
+    loss = torch.nn.functional.cross_entropy(logits, train.y, reduction="sum") + 0.5 * W.square().sum()
+    assert all(g.abs().max() < 0.02 for g in torch.autograd.grad(loss, (W, bias)))
+    scores, _ = evaluate(net, test, method.readings["logistic"])
+    with torch.no_grad():
+        expected = ((seen.double() - mean) / scale @ W.T + bias).softmax(1)
+    assert torch.allclose(scores.exp().double(), expected, atol=1e-4)
+    assert metrics.accuracy(metrics.confusion(scores, test.y)) > 0.4
+
+
+def test_a_class_that_was_not_seen_is_never_predicted():
+    net, (_, test) = toys.net().eval(), sets()
+    train = data.Batches(toys.images((20, 0, 10)), batch=16)
+    reading = OnFeatures(KNeighborsClassifier(3))
+    with torch.no_grad():
+        reading.finish(net, train)
+        scores = reading.predict(net, test.normalise(test.x))
+    assert scores.shape == (27, 3) and (scores[:, 1] == -np.inf).all()
+    assert torch.allclose(scores.exp().sum(1), torch.ones(27))
+    assert metrics.summary(scores, test.y)["accuracy"] > 0
+
+
+def test_fitting_twice_gives_the_same():
+    net, (train, test) = toys.net().eval(), sets()
+    with torch.no_grad():
+        one, two = readings(net, train), readings(net, train)
+    for name in one:
+        assert torch.equal(evaluate(net, test, one[name])[0], evaluate(net, test, two[name])[0])
