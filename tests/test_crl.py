@@ -3,13 +3,15 @@
 import math
 import resource
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import toys
 
-from imbook import data, nets, train
+from imbook import data, nets, results, train
+from imbook.experiments import CRL_ALPHAS, CRL_CHOICE, CRL_CHOICE_BALANCED, TABLES
 from imbook.methods import CRL, METHODS, CrossEntropy
 from imbook.methods.crl import (
     FORMS,
@@ -433,3 +435,14 @@ def test_memory_does_not_grow_with_the_cube_of_the_batch():
             rectification(h, z, y, level, form, kappa).backward()
         assert max(sizes) <= max(batch_size**2, batch_size * classes, batch_size * kappa**2)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024, "less than 500 MB more"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("name", "choice"), [("crl-sweep", CRL_CHOICE), ("crl-sweep-balanced", CRL_CHOICE_BALANCED)])
+def test_alpha_and_kappa_are_those_that_the_validation_images_choose(name, choice, level):
+    """The row with Omega as a share is no candidate: it turns the loss off."""
+    cells = (c for c in TABLES[name].cells if c.hyper.get("level") == level and c.hyper["alpha"] >= min(CRL_ALPHAS))
+    found = results.chosen(replace(TABLES[name], cells=tuple(cells)), "CRL")
+    if found is None:
+        pytest.skip(f"{name} is not complete")
+    assert found == {"level": level, **choice[level]}
