@@ -235,8 +235,8 @@ class FeatureGradients:
             raise ValueError(f"gradients a class need one label an image, here are {len(n)}: leave out the instrument")
         if stage not in dict(net.named_children()):
             raise ValueError(f"stage {stage!r}: choose from {', '.join(dict(net.named_children()))}")
-        self.net, self.method, self.stage = net, method, stage
-        self.sums = torch.zeros(2, len(n), dtype=torch.float64, device=n.device)  # norms and samples of each class
+        self.net, self.method, self.stage, self.classes = net, method, stage, len(n)
+        self.norms, self.labels = [], []  # of each batch, (B,): summed by `take`, so that a step has one operation more
 
     def __enter__(self):
         self.hooks = [
@@ -251,9 +251,13 @@ class FeatureGradients:
 
     def take(self):
         """The mean norms, a list of C floats (nan for a class without samples); counting starts anew."""
-        means = (self.sums[0] / self.sums[1]).tolist()
-        self.sums.zero_()
-        return means
+        sizes = torch.tensor([len(y) for y in self.labels])
+        norm, y = torch.cat(self.norms).double(), torch.cat(self.labels)
+        norm = norm * sizes.repeat_interleave(sizes).to(norm.device)  # B times that of the mean
+        sums = torch.zeros(2, self.classes, dtype=norm.dtype, device=norm.device)  # norms and samples of each class
+        sums.index_add_(1, y, torch.stack([norm, torch.ones_like(norm)]))
+        self.norms.clear(), self.labels.clear()
+        return (sums[0] / sums[1]).tolist()
 
     def _note_labels(self, method, arguments):
         self.y = arguments[2]
@@ -270,8 +274,8 @@ class FeatureGradients:
         z.register_hook(lambda g: self._add(g, y))
 
     def _add(self, g, y):
-        norm = len(g) * torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))).double()  # (B,)
-        self.sums.index_add_(1, y, torch.stack([norm, torch.ones_like(norm)]))
+        self.norms.append(torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))))
+        self.labels.append(y)
 
 
 @torch.no_grad()
