@@ -351,7 +351,7 @@ class DOSAbstract(DOS):
 
     def log(self, epoch):
         of_class = torch.zeros(len(self.small), self.groups, device=self.a.device)
-        of_class.index_put_((self.source.y, self.a), torch.ones(()), accumulate=True)
+        of_class.index_put_((self.source.y, self.a), torch.ones_like(self.on), accumulate=True)
         groups = of_class.argmax(1)
         total, images = self.seen.tolist()
         self.seen.zero_()
