@@ -328,8 +328,9 @@ def test_without_neighbours_it_is_plain_training_bit_for_bit():
     assert torch.equal(train.order, torch.arange(64))
 
 
-def test_before_its_start_it_is_plain_training():
-    a, curve, _ = run(DOS(N, k=3, minority="half", start=5))
+@pytest.mark.parametrize("make", [DOS, DOSAbstract])
+def test_before_its_start_it_is_plain_training(make):
+    a, curve, _ = run(make(N, k=3, minority="half", start=5))
     b, plain, _ = run(CrossEntropy())
     assert [r["loss"] for r in curve[:5]] == pytest.approx([r["loss"] for r in plain[:5]], rel=1e-5)
     assert abs(curve[5]["loss"] - plain[5]["loss"]) > 1e-3 and "round" not in curve[4] and curve[5]["round"] == 1
