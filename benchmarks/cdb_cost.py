@@ -1,16 +1,14 @@
 """What CDB costs beside cross entropy: python benchmarks/cdb_cost.py [FILE]
 
 Times, in turn so that a busy machine slows all alike: a training step of each, the renewal of the weights, and whole
-epochs of cross entropy, of cross entropy that validates as often, and of CDB. Noise images, since the time does not
-depend on what they show. Writes one JSON record; the chapter reads it.
+epochs of cross entropy, of cross entropy that validates as often, and of CDB. Writes one JSON record; the chapter
+reads it.
 """
 
-import json
-import statistics
 import sys
-import time
 
 import torch
+from timing import clock, images, in_turn, ratio, spread, steps, write
 
 from imbook import data, nets, results
 from imbook.methods import CDB, CrossEntropy
@@ -21,32 +19,6 @@ SETTINGS = {
     "LeNet, Fashion-MNIST, ratio 100": (nets.lenet, 1, 28, 10, 4958, 100, 32, 30, 5),
     "ResNet-32, CIFAR-100-LT, ratio 100": (nets.resnet32, 3, 32, 100, 10302, 25, 32, 5, 0),
 }
-
-
-def images(size, channels, pixels, classes):
-    x = torch.randint(256, (size, channels, pixels, pixels), dtype=torch.uint8)
-    return data.Images(
-        x, torch.arange(size) % classes, tuple(map(str, range(classes))), (0.5,) * channels, (0.25,) * channels
-    )
-
-
-def clock(work):
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def steps(net, method, optimiser, batches):
-    for x, y, i in batches:
-        loss = method(net, x, y, i)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-
-def spread(values):
-    low, middle, high = statistics.quantiles(values, n=4)
-    return dict(median=middle, low=low, high=high, n=len(values))
 
 
 def measure(make, channels, pixels, classes, size, held, batch, rounds, epochs):
@@ -64,12 +36,10 @@ def measure(make, channels, pixels, classes, size, held, batch, rounds, epochs):
         "validation, cross entropy": lambda: evaluate(net, valid),
         "validation and new weights, CDB": lambda: torch.no_grad()(renew)(),
     }
-    seconds = {name: [] for name in work}
-    for k in range(rounds + 1):  # one round to warm up
-        for name in sorted(work, reverse=bool(k % 2)):
-            spent = clock(work[name])
-            if k:
-                seconds[name].append(spent / (len(few) if name.startswith("step") else 1))
+    seconds = {
+        name: [spent / (len(few) if name.startswith("step") else 1) for spent in values]
+        for name, values in in_turn(work, rounds).items()
+    }
     whole = {name: [] for name in ("cross entropy", "cross entropy that validates", "CDB")}
     for _ in range(epochs):
         whole["cross entropy"].append(clock(lambda: steps(net, ce, optimiser, train)))
@@ -77,7 +47,6 @@ def measure(make, channels, pixels, classes, size, held, batch, rounds, epochs):
             clock(lambda: (steps(net, ce, optimiser, train), evaluate(net, valid)))
         )
         whole["CDB"].append(clock(lambda: (torch.no_grad()(renew)(), steps(net, cdb, optimiser, train))))
-    ratio = lambda a, b: spread([x / y for x, y in zip(a, b)])  # noqa: E731
     step = seconds["step, cross entropy"]
     return dict(
         milliseconds={name: spread([1e3 * v for v in values]) for name, values in seconds.items()},
@@ -96,8 +65,7 @@ def measure(make, channels, pixels, classes, size, held, batch, rounds, epochs):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     path = sys.argv[1] if len(sys.argv) > 1 else results.RECORDS / "cost-cdb.json"
-    record = dict(settings={name: measure(*s) for name, s in SETTINGS.items()}, **results.provenance("cpu"))
-    with open(path, "w") as file:
-        file.write(json.dumps(results.rounded(record, 4), indent=1) + "\n")
+    record = dict(settings={name: measure(*s) for name, s in SETTINGS.items()})
+    write(record, path)
     for name, found in record["settings"].items():
         print(f"{name}: step {found['step_ratio']['median']:.3f}, epoch {(found['epoch_ratio'] or {}).get('median')}")

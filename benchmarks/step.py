@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from imbook import data, nets
 from imbook.methods import METHODS, CrossEntropy
+from imbook.methods.crl import LEVELS
 from imbook.train import Protocol, fit
 
 BATCH = 128
@@ -210,8 +212,10 @@ def compare_loops(name, images, protocol, rounds, device):
 
 def compare_methods(name, images, protocol, rounds, device):
     """The step of each method over that of cross entropy. `update` counts, spread over the epoch's steps."""
-    net = build(name, images)
-    contestants = {m: Ours(net, images, protocol, device, make(data.counts(images.y))) for m, make in METHODS.items()}
+    net, n = build(name, images), data.counts(images.y)
+    makers = {m: make for m, make in METHODS.items() if m != "CRL"}
+    makers |= {f"CRL, {level}": partial(METHODS["CRL"], level=level, alpha=0.5) for level in LEVELS}
+    contestants = {m: Ours(net, images, protocol, device, make(n)) for m, make in makers.items()}
     seconds = alternate(contestants, rounds)
     steps = {m: len(c.train) for m, c in contestants.items()}
     each = {m: [s / steps[m] for s in spent] for m, spent in seconds.items()}

@@ -1,0 +1,59 @@
+"""What the cost scripts share: made images, a clock, steps of training, and times taken in turn."""
+
+import json
+import statistics
+import time
+
+import torch
+
+from imbook import data, results
+
+
+def images(size, channels, pixels, classes):
+    """Noise images, since the time does not depend on what they show."""
+    x = torch.randint(256, (size, channels, pixels, pixels), dtype=torch.uint8)
+    return data.Images(
+        x, torch.arange(size) % classes, tuple(map(str, range(classes))), (0.5,) * channels, (0.25,) * channels
+    )
+
+
+def clock(work):
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def steps(net, method, optimiser, batches):
+    for x, y, i in batches:
+        loss = method(net, x, y, i)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def in_turn(work, rounds):
+    """Seconds of each job, {name: list}: a round to warm up, then forwards and backwards by turns."""
+    seconds = {name: [] for name in work}
+    for k in range(rounds + 1):
+        for name in sorted(work, reverse=bool(k % 2)):
+            spent = clock(work[name])
+            if k:
+                seconds[name].append(spent)
+    return seconds
+
+
+def spread(values):
+    low, middle, high = statistics.quantiles(values, n=4)
+    return dict(median=middle, low=low, high=high, n=len(values))
+
+
+def ratio(a, b):
+    """The spread of a / b, round by round."""
+    return spread([x / y for x, y in zip(a, b)])
+
+
+def write(record, path):
+    """The record with its provenance, as readable JSON."""
+    with open(path, "w") as file:
+        file.write(json.dumps(results.rounded(record | results.provenance("cpu"), 4), indent=1) + "\n")
