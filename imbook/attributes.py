@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CelebA
 from torchvision.transforms.v2 import functional as TF
 
-from imbook.data import Images, data_root
+from imbook.data import Images, data_root, moments
 
 
 def load_celeba(root=None, size=64):
@@ -179,7 +179,7 @@ def _ordered(names):
 def _sets(parts, classes, labels, size):
     """One `Images` for each (paths, y), with the mean and standard deviation of the first, the training set."""
     decoded = [_decode(paths, size) for paths, _ in parts]
-    mean, std = _moments(decoded[0])
+    mean, std = moments(decoded[0])
     return tuple(Images(x, y, classes, mean, std, labels) for x, (_, y) in zip(decoded, parts))
 
 
@@ -204,16 +204,3 @@ def _decode(paths, size):
         for chunk in torch.arange(len(paths)).split(1000):
             list(pool.map(read, chunk.tolist()))
     return x
-
-
-def _moments(x):
-    """Mean and standard deviation of x / 255, a number a channel, from counts: no float copy of a large set."""
-    of_chunks = (
-        torch.stack([torch.bincount(channel, minlength=256) for channel in chunk.transpose(0, 1).flatten(1)])
-        for chunk in x.split(1000)
-    )
-    n = sum(of_chunks).double()  # (3, 256)
-    share, value = n / n.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
-    mean = share @ value
-    variance = (share * (value - mean[:, None]) ** 2).sum(1)
-    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())

@@ -78,12 +78,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """Where torchvision keeps a set: its class, the folder below the data root, the normalisation constants."""
+    """Where torchvision keeps a set: its class, the folder below the data root, the normalisation constants.
+
+    mean, std: the field's usual ones; None: computed from the training images.
+    """
 
     loader: str
     folder: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 SOURCES = {
@@ -91,7 +94,7 @@ SOURCES = {
     "fashion-mnist": Source("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
     "cifar10": Source("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Source("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": Source("SVHN", "svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "svhn": Source("SVHN", "svhn"),
 }
 # The official super-class of each class, as the set's files give it in 'coarse_labels'.
 SUPER_CLASSES = {
@@ -148,7 +151,24 @@ def load(name, root=None):
     else:
         images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
         raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]
-    return tuple(Images(x, torch.as_tensor(y), tuple(names), source.mean, source.std) for x, y, names in raw)
+    mean, std = (source.mean, source.std) if source.mean else moments(raw[0][0])
+    return tuple(Images(x, torch.as_tensor(y), tuple(names), mean, std) for x, y, names in raw)
+
+
+def moments(x):
+    """Mean and standard deviation of x / 255: two tuples with a number a channel.
+
+    x: uint8 (N, channels, height, width). Counts the values, so that a large set needs no copy in floats.
+    """
+    of_chunks = (
+        torch.stack([torch.bincount(channel, minlength=256) for channel in chunk.transpose(0, 1).flatten(1)])
+        for chunk in x.split(1000)
+    )
+    n = sum(of_chunks).double()  # (channels, 256)
+    share, value = n / n.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ value
+    variance = (share * (value - mean[:, None]) ** 2).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
 def download(name, root=None):

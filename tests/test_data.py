@@ -309,6 +309,8 @@ def test_svhn_is_read_from_its_files(tmp_path, monkeypatch):
         assert np.array_equal(images.x.numpy(), made[split].transpose(3, 2, 0, 1))
         assert images.y.tolist() == [(i % 10 + 1) % 10 for i in range(1, n + 1)] and images.y.dtype == torch.int64
         assert images.classes == tuple("0123456789")
+        scaled = made["train"].transpose(2, 0, 1, 3).reshape(3, -1) / 255  # a row a channel
+        assert images.mean == pytest.approx(scaled.mean(1)) and images.std == pytest.approx(scaled.std(1))
     (folder / "test_32x32.mat").write_bytes(b"damaged")
     with pytest.raises(FileNotFoundError, match="svhn is missing or damaged in .*svhn .*python -m imbook data svhn"):
         data.load("svhn", tmp_path)
