@@ -229,6 +229,7 @@ NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet3
 DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, cosine=True, watch=2)
 SMALL = Protocol("small", epochs=20, batch=32, lr=0.02, cosine=True, watch=2)
 SMALL_WATCHED = replace(SMALL, name="small, watched each epoch", watch=1)
+SMALL_LARGE = replace(SMALL, name="small, batches of 128", batch=128, lr=0.05)
 SMALL_LONG = replace(SMALL, name="small, three times as long", epochs=60, watch=6)
 PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
 CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
@@ -478,6 +479,11 @@ TABLES = {
     "crl-balanced-claim": Table(
         "CRL on balanced Fashion-MNIST, the relative form, enough seeds for a test",
         rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_balanced(CRL_CHOICE_BALANCED, FORMS[:1])),
+        together(10),
+    ),
+    "crl-batch": Table(
+        "CRL on Fashion-MNIST, long-tailed, ratio 100, batches of 128",
+        rows(FASHION_LT, "lenet", SMALL_LARGE, CE, CRL_SIX[0], CRL_SIX[3], CRL_OMEGA),
         together(10),
     ),
     "crl-cifar10": Table(
