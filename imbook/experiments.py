@@ -337,8 +337,8 @@ def crl_balanced(choice, forms, alphas=None, fact=None):
 FASHION_STEP = replace(FASHION_LT, profile="step", n_max=1000)
 MNIST_STEP = replace(FASHION_STEP, data="mnist")
 
-# Chosen by `results.chosen` from the table mfw-select: these values wait for its runs.
-MFW_CHOICE = {"strength": 4.0, "gamma": 1.0, "stage": "stage3"}
+# Chosen by `results.chosen` from the table mfw-select.
+MFW_CHOICE = {"strength": 2.0, "gamma": 0.5, "stage": "stage3"}
 CDT_GAMMA = 0.2
 
 MIXUP, MANIFOLD = ("mixup", "Mixup", {"alpha": 1.0}), ("manifold mixup", "ManifoldMixup", {"alpha": 1.0})
