@@ -587,7 +587,7 @@ TABLES = {
                 replace(cell, instrument="stage3")
                 for cell in rows(split, "lenet", SMALL_WATCHED, CE, MIXUP, MANIFOLD, MFW_ROW)
             ),
-            together(5),
+            together(10),
         )
         for name, title, split in (("step", "step-imbalanced", FASHION_STEP), ("lt", "long-tailed", FASHION_LT))
     },
