@@ -301,12 +301,22 @@ CDB_ABLATIONS = (
     ("dynamic, mean over weights", "CDB", {"tau": "dynamic", "reduction": "weights"}),
 )
 
-CRL_SIX = tuple(
-    (f"CRL, {level}, {form}", "CRL", {"level": level, "form": form} | CRL_CHOICE[level])
-    for level in LEVELS
-    for form in FORMS
-)
 
+def crl_rows(choice, forms=FORMS, fact=None):
+    """CRL's rows of both levels, each with the alpha and kappa chosen for it: {level: hyper-parameters}."""
+    return tuple(
+        (
+            f"CRL, {level}, {form}",
+            "CRL",
+            {"level": level, "form": form} | choice[level],
+            *([fact] if fact else []),
+        )
+        for level in LEVELS
+        for form in forms
+    )
+
+
+CRL_SIX = crl_rows(CRL_CHOICE)
 CRL_OMEGA = ("CRL, class, relative, alpha = 0.01 Omega", "CRL", {"level": "class", "form": "relative"})
 
 
@@ -315,21 +325,6 @@ def crl_sweep(level, alphas, kappas):
     pairs = [(a, 3) for a in alphas] + [(0.5, k) for k in kappas]
     return tuple(
         (f"{level}, alpha {a:g}, kappa {k}", "CRL", {"level": level, "alpha": a, "kappa": k}) for a, k in pairs
-    )
-
-
-def crl_balanced(choice, forms, alphas=None, fact=None):
-    """CRL's rows on balanced data, where alpha is explicit: the chosen one of a level, or each of `alphas`."""
-    return tuple(
-        (
-            f"CRL, {level}, {form}" + (f", alpha {a:g}" if alphas else ""),
-            "CRL",
-            {"level": level, "form": form} | choice[level] | ({"alpha": a} if alphas else {}),
-            *([fact] if fact else []),
-        )
-        for level in LEVELS
-        for form in forms
-        for a in alphas or (None,)
     )
 
 
@@ -361,22 +356,26 @@ MFW_ABLATIONS = tuple(
 )
 
 
+def deferred(protocol, label="deferred re-weighting", method="Weighted", **hyper):
+    """A row whose inverse-frequency weights start after four fifths of the epochs, as in the field's protocol."""
+    return label, method, {**hyper, "start": protocol.epochs * 4 // 5}
+
+
 def mfw_rows(split, net, protocol):
-    """The rows of chapter 07; deferred weights start after four fifths of the epochs, as in the field's protocol."""
-    start = {"start": protocol.epochs * 4 // 5}
+    """The rows of chapter 07."""
     return rows(
         split,
         net,
         protocol,
         CE,
         BASELINES[1],
-        ("deferred re-weighting", "Weighted", {"scheme": "inverse"} | start),
+        deferred(protocol, scheme="inverse"),
         MIXUP,
         MANIFOLD,
         ("Remix", "Remix", {"alpha": 1.0}),
         ("CDT", "CDT", {"gamma": CDT_GAMMA}),
         MFW_ROW,
-        ("MFW + deferred re-weighting", "MFW", MFW_CHOICE | start),
+        deferred(protocol, "MFW + deferred re-weighting", "MFW", **MFW_CHOICE),
     )
 
 
@@ -431,7 +430,7 @@ DOS_CHANGES = (  # one at a time
     ("v with gradient", {"v": "live"}),
     ("r = 0.25 / R", {"r": 0.25}),
     ("r = 2 / R", {"r": 2.0}),
-    ("f ends at F400", {"cut": "stage4"}),
+    ("f ends at F400", {"stage": "stage3"}),
 )
 
 
@@ -473,12 +472,12 @@ TABLES = {
     ),
     "crl-fashion-balanced": Table(
         "CRL on balanced Fashion-MNIST",
-        rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_balanced(CRL_CHOICE_BALANCED, FORMS)),
+        rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_rows(CRL_CHOICE_BALANCED)),
         together(5),
     ),
     "crl-balanced-claim": Table(
         "CRL on balanced Fashion-MNIST, the relative form, enough seeds for a test",
-        rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_balanced(CRL_CHOICE_BALANCED, FORMS[:1])),
+        rows(FASHION_BALANCED, "lenet", SMALL, CE, *crl_rows(CRL_CHOICE_BALANCED, FORMS[:1])),
         together(10),
     ),
     "crl-batch": Table(
@@ -501,7 +500,7 @@ TABLES = {
             ("class, alpha 0.0049, Omega as a share", "CRL", {"level": "class", "alpha": 0.0049}),
             *(row for level in LEVELS for row in crl_sweep(level, CRL_ALPHAS, CRL_KAPPAS)),
         ),
-        tuple(dict(order=s, draw=s, train=s) for s in (100, 101, 102)),
+        together(3, first=100),
     ),
     "crl-sweep-balanced": Table(
         "CRL on balanced Fashion-MNIST: alpha, judged on the validation images",
@@ -512,7 +511,7 @@ TABLES = {
             CE,
             *(row for level in LEVELS for row in crl_sweep(level, CRL_ALPHAS[:3], ())),
         ),
-        tuple(dict(order=s, draw=s, train=s) for s in (100, 101, 102)),
+        together(3, first=100),
     ),
     "crl-attributes": Table(
         "Fashion-MNIST, long-tailed, ratio 100, with two labels an image: kind of garment, ankle boot or not",
@@ -630,9 +629,9 @@ TABLES = {
             "resnet32",
             CIFAR_200,
             CE,
-            *crl_balanced(CRL_CHOICE_CIFAR100, FORMS[:1], alphas=(0.05, 0.1, 0.25, 0.5)),
+            *(row for level in LEVELS for row in crl_sweep(level, (0.05, *CRL_ALPHAS[:3]), ())),
         ),
-        (dict(order=100, draw=100, train=100),),
+        together(1, first=100),
         device="cuda",
     ),
     "crl-cifar100-balanced": Table(
@@ -642,7 +641,7 @@ TABLES = {
             "resnet32",
             CIFAR_200,
             (*CE, "crl/cifar100-balanced/cross entropy"),
-            *crl_balanced(CRL_CHOICE_CIFAR100, FORMS[:1], fact="crl/cifar100-balanced/CRL"),
+            *crl_rows(CRL_CHOICE_CIFAR100, FORMS[:1], "crl/cifar100-balanced/CRL"),
         ),
         together(3),
         device="cuda",
@@ -656,7 +655,7 @@ TABLES = {
                 "resnet32",
                 CIFAR_200,
                 CE,
-                ("deferred re-weighting", "Weighted", {"scheme": "effective", "beta": 0.9999, "start": 160}),
+                deferred(CIFAR_200, scheme="inverse"),
                 CRL_SIX[0],
                 CRL_SIX[3],
             ),
@@ -691,7 +690,7 @@ TABLES = {
             dos_row(DOS_MNIST),
             *(dos_row(DOS_MNIST, label=f"DOS, {text}", **change) for text, change in DOS_CHANGES),
         ),
-        tuple(dict(order=s, draw=s, train=s) for s in (100, 101)),
+        together(2, first=100),
     ),
     "dos-abstract-choices": Table(
         "DOS with abstract labels on MNIST, p = 0.99: groups and weights, judged on the validation images",
@@ -704,7 +703,7 @@ TABLES = {
             *(abstract_row(DOS_MNIST, 2, f", weights {v:g}", head_weight=v, block_weight=v) for v in (0.01, 1.0)),
             abstract_row(DOS_MNIST, 2, ", of instances", by="instances"),
         ),
-        tuple(dict(order=s, draw=s, train=s) for s in (100, 101)),
+        together(2, first=100),
     ),
     "dos-abstract-mnist": Table(
         "DOS with abstract labels on MNIST, p = 0.99",

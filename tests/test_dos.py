@@ -33,6 +33,7 @@ from imbook.train import Protocol, fit
 
 N = torch.tensor([40, 16, 8])
 RUN = Protocol("toy", epochs=7, batch=16, lr=0.05, watch=1)
+END = {None: 2, "hidden": 2, "flat": 1}  # how many stages f has, by the name of its last
 ROUNDS = dict(start=2, every=2)
 
 
@@ -245,7 +246,7 @@ def test_the_loss_is_a_sum_over_draws_not_their_mean():
 
 def literal_batch(method, made, train, table, i, w):
     """The loss of a batch by equations (2) to (10), image by image; table: features at the round's start."""
-    f, g = made[: method.cut], made[method.cut :]
+    f, g = made[: END[method.stage]], made[END[method.stage] :]
     total = 0
     for b, (j, c) in enumerate(zip(i.tolist(), train.y[i].tolist())):
         z = f(train.normalise(train.x[j : j + 1])).flatten()
@@ -266,12 +267,12 @@ def literal_batch(method, made, train, table, i, w):
 
 
 @pytest.mark.parametrize("law", ["simplex", "none"])
-@pytest.mark.parametrize("cut", [-1, -2])
-def test_a_batch_against_the_loop(law, cut, monkeypatch):
-    method = DOS(N, k=3, w=law, cut=cut, lambda_=0.3, minority="half", **ROUNDS).double()
+@pytest.mark.parametrize("stage", [None, "flat"])
+def test_a_batch_against_the_loop(law, stage, monkeypatch):
+    method = DOS(N, k=3, w=law, stage=stage, lambda_=0.3, minority="half", **ROUNDS).double()
     made, train = began(method, dtype=torch.float64)
     with torch.no_grad():
-        table = made[:cut](train.normalise(train.x)).flatten(1)
+        table = made[: END[stage]](train.normalise(train.x)).flatten(1)
         made.hidden[0].weight.mul_(1.1), made.head.bias.add_(0.1)  # the network moves on, the table does not
     i = torch.tensor([0, 5, 17, 33, 33, 50, 63, 8])
     w = draw_weights("simplex", (8, 3), doubles(1))
@@ -385,11 +386,11 @@ def test_a_set_smaller_than_its_counts():
     assert method.z.shape == (64, 12) and method.near.shape == (64, 5)
 
 
-@pytest.mark.parametrize("cut", [-1, "head", 2, -2, "hidden"])
-def test_the_network_is_cut_where_it_is_told(cut):
-    method = DOS(N, k=2, cut=cut, minority="half", **ROUNDS)
+@pytest.mark.parametrize("stage", [None, "hidden", "flat"])
+def test_the_network_is_cut_where_it_is_told(stage):
+    method = DOS(N, k=2, stage=stage, minority="half", **ROUNDS)
     _, train = began(method)
-    assert method.z.shape[1] == (64 if cut in (-2, "hidden") else 12)
+    assert method.z.shape[1] == (64 if stage == "flat" else 12)
 
 
 @pytest.mark.parametrize(
@@ -416,10 +417,9 @@ def test_settings_that_cannot_be_are_refused(wrong, message):
         (DOSAbstract if {"groups", "head_weight", "by", "super_classes"} & set(wrong) else DOS)(N, **wrong)
 
 
-def test_a_cut_that_is_not_there_is_refused():
-    for cut in ("pool", 3, -4):
-        with pytest.raises(ValueError, match=f"cut {cut!r}: choose a stage of the network, flat, hidden, head"):
-            began(DOS(N, cut=cut))
+def test_a_stage_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="stage 'pool': this network has input, flat, hidden, head"):
+        began(DOS(N, stage="pool"))
 
 
 class Killed(Exception):

@@ -21,7 +21,7 @@ def sets():
 def test_features_are_what_the_head_sees():
     net, (train, _) = toys.net().eval(), sets()
     with torch.no_grad():
-        z = embed(net, train)
+        z = embed(net[:-1], train)
         assert z.shape == (42, 64) and torch.allclose(net.head(z), net(train.normalise(train.x)), atol=1e-5)
 
 
@@ -41,7 +41,7 @@ def test_readings_are_those_of_scikit_learn(make):
     assert set(method.readings) == {"knn", "logistic"}
     net.eval()
     with torch.no_grad():
-        z, seen = embed(net, train), embed(net, test)
+        z, seen = embed(net[:-1], train), embed(net[:-1], test)
     d = (seen.double()[:, None] - z.double()).square().sum(2)  # (27, 42)
     votes = torch.stack([torch.bincount(train.y[row.topk(5, largest=False).indices], minlength=3) for row in d])
     scores, y = evaluate(net, test, method.readings["knn"])

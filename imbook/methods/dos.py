@@ -8,7 +8,8 @@ at hand, and all that stands below its line is our reconstruction [R]. Derived i
 import torch
 import torch.nn.functional as F
 
-from imbook.methods.features import readings
+from imbook.methods.features import embed, readings
+from imbook.nets import cut
 from imbook.train import Method
 
 BLOCK = 2**22  # distances held at once: 32 MB of float64
@@ -116,16 +117,15 @@ class DOS(Method):
     Cross entropy (2) up to epoch `start`; then a round every `every` epochs: all images are embedded, each image of a
     minority class gets its k nearest neighbours v of its class and is visited r * n_max / n_c times an epoch (rounded),
     each time with new weights w. Its loss is l'_g + lambda_ * l'_f, that of a majority image stays cross entropy.
-    The network is cut in two, g(f(x)): f = net[:cut], g = net[cut:].
+    The network is cut in two, g(f(x)), after a stage.
 
     k: neighbours (paper: 3 to 10); 0 is plain training. r: draws an image, as a multiple of n_max / n_c: the paper's
     [1/R, k/R] is [1, k]. Open in the paper, and choices of ours [R]:
-    minority: see `small_classes`. cut: position or name of g's first stage, default the head: f ends with the last
-    hidden layer. lambda_: weight of l'_f. w: see `draw_weights`, or 'none': equations (1) to (5), the neighbours and
-    the image itself, without weights. scale: what squared distances are divided by: 'none' (1, as printed), 'features'
-    (D) or 'spread' (their mean over the minority's neighbours, measured each round, so that it is 1). v: 'stored'
-    (fixed through the round, gradient of H(g(v), y) to g only) or 'live' (v = f of the neighbour's image, with
-    gradient).
+    minority: see `small_classes`. stage: the one that f ends with, default the last before the head. lambda_: weight
+    of l'_f. w: see `draw_weights`, or 'none': equations (1) to (5), the neighbours and the image itself, no weights.
+    scale: what squared distances are divided by: 'none' (1, as printed), 'features' (D) or 'spread' (their mean over
+    the minority's neighbours, measured each round, so that it is 1). v: 'stored' (fixed through the round, gradient of
+    H(g(v), y) to g only) or 'live' (v = f of the neighbour's image, with gradient).
     read: also read the features by k nearest neighbours and logistic regression (`imbook.methods.features.readings`).
 
     Logs round, spread (that mean, unscaled), and within and within_majority: the variance of features around the class
@@ -133,7 +133,7 @@ class DOS(Method):
     """
 
     def __init__(
-        self, n, k=5, r=1.0, start=3, every=2, minority="median", cut=-1, lambda_=1.0, w="simplex", scale="spread",
+        self, n, k=5, r=1.0, start=3, every=2, minority="median", stage=None, lambda_=1.0, w="simplex", scale="spread",
         v="stored", read=False,
     ):  # fmt: skip
         super().__init__()
@@ -149,7 +149,7 @@ class DOS(Method):
                 f"k {k}, r {r}, start {start}, every {every}, lambda_ {lambda_}: k, start and lambda_ are at least 0, "
                 "every at least 1, r above 0"
             )
-        self.k, self.start, self.every, self.cut, self.lambda_ = k, start, every, cut, lambda_
+        self.k, self.start, self.every, self.stage, self.lambda_ = k, start, every, stage, lambda_
         self.law, self.scale_by, self.live, self.read = w, scale, v == "live", read
         small = small_classes(n, minority)
         times = torch.where(small, (r * n.max() / n.clamp(min=1)).round().clamp(min=1), 1)
@@ -164,10 +164,7 @@ class DOS(Method):
 
     def halves(self, net):
         """f and g."""
-        names = [name for name, _ in net.named_children()]
-        if self.cut not in names and self.cut not in range(-len(names), len(names)):
-            raise ValueError(f"cut {self.cut!r}: choose a stage of the network, {', '.join(names)}, or its position")
-        at = names.index(self.cut) if self.cut in names else self.cut
+        at = -1 if self.stage is None else cut(net, self.stage)
         return net[:at], net[at:]
 
     def terms(self, net, x, y, i):
@@ -203,7 +200,7 @@ class DOS(Method):
         begins = epoch >= self.start and (epoch - self.start) % self.every == 0
         if epoch == 0 or begins:
             f, _ = self.halves(net)
-            z = torch.cat([f(x).flatten(1) for x, _, _ in train.plain()])  # (N, D)
+            z = embed(f, train)  # (N, D)
             if epoch == 0:
                 self.allocate(z)
             if begins:

@@ -1,6 +1,6 @@
 """Classifiers on the features of a trained network: how good is the representation itself? (CNN-CL of Ando and Huang.)
 
-Source: Ando and Huang 2017 (arXiv 1704.07515), section 4. Chapter 06.
+Source: Ando and Huang 2017 (arXiv 1704.07515). Chapter 06.
 """
 
 import torch
@@ -9,9 +9,9 @@ from imbook.methods.baselines import CrossEntropy
 from imbook.train import Method
 
 
-def embed(net, batches):
-    """What the network hands to its head, of all samples in order: (N, D)."""
-    return torch.cat([net[:-1](x).flatten(1) for x, _, _ in batches.plain()])
+def embed(f, batches):
+    """f(x) of all samples in order, flat: (N, D). f: the lower part of a network, such as net[:-1]."""
+    return torch.cat([f(x).flatten(1) for x, _, _ in batches.plain()])
 
 
 class OnFeatures(Method):
@@ -25,7 +25,7 @@ class OnFeatures(Method):
         self.classifier = classifier
 
     def finish(self, net, train):
-        self.classifier.fit(embed(net, train).cpu().numpy(), train.y.cpu().numpy())
+        self.classifier.fit(embed(net[:-1], train).cpu().numpy(), train.y.cpu().numpy())
         self.classes = len(train.n)
 
     def predict(self, net, x):
