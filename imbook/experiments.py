@@ -17,7 +17,7 @@ import torch
 from imbook import data, metrics, nets
 from imbook.methods import METHODS
 from imbook.methods.crl import FORMS, LEVELS
-from imbook.results import commit, facts, provenance, rounded, source_hash
+from imbook.results import Claim, commit, facts, provenance, rounded, source_hash
 from imbook.train import Protocol, evaluate, fit
 
 
@@ -377,6 +377,63 @@ def mfw_rows(split, net, protocol):
         MFW_ROW,
         deferred(protocol, "MFW + deferred re-weighting", "MFW", **MFW_CHOICE),
     )
+
+
+def mfw_claims():
+    """The claims of the abstract of Ye et al. 2021, as comparisons that runs can answer. Fixed before a run was seen.
+
+    Claims 1 to 4, of the process, are read at stage 3 of LeNet on Fashion-MNIST; 5 and 6, of the result, in the four
+    tables of ratio 100.
+    """
+    ours, ce, claims = MFW_ROW[0], CE[0], []
+    kinds = {"step": "step", "lt": "long-tailed"}
+    for short, kind in kinds.items():
+        of = lambda sign, label, column, when: (sign, f"mfw-instruments-{short}", label, column, when)  # noqa: B023, E731
+        lead = lambda sign, label, when: [of(sign, label, "train_major", when), of(-sign, label, "train_minor", when)]  # noqa: B023, E731
+        process = (
+            (
+                1,
+                "early, most minor training images are taken for major ones",
+                50.0,
+                of(1, ce, "minor_as_major", "early"),
+            ),
+            (1, "early, minor training accuracy is lower", 0.0, *lead(1, ce, "early")),
+            (2, "minor gradients are more than twice as large", 2.0, of(1, ce, "gradient_ratio", "all")),
+            (
+                3,
+                "at the end minor classes are over-fitted more than major ones",
+                0.0,
+                of(1, ce, "gap_minor", "last"),
+                of(-1, ce, "gap_major", "last"),
+            ),
+            (4, "MFW brings training accuracies nearer", 0.0, *lead(1, ce, "all"), *lead(-1, ours, "all")),
+            (
+                4,
+                "MFW brings gradients nearer",
+                0.0,
+                of(1, ce, "gradient_imbalance", "all"),
+                of(-1, ours, "gradient_imbalance", "all"),
+            ),
+            (
+                4,
+                "MFW over-fits minor classes less",
+                0.0,
+                of(1, ce, "gap_minor", "last"),
+                of(-1, ours, "gap_minor", "last"),
+            ),
+        )
+        claims += [Claim(number, f"{text}: {kind}", tuple(terms), above) for number, text, above, *terms in process]
+    for short, name in (("fashion", "Fashion-MNIST"), ("mnist", "MNIST")):
+        of = lambda sign, kind, label: (sign, f"mfw-{short}-{kind}-100", label, "balanced_accuracy")  # noqa: B023, E731
+        for kind, text in kinds.items():
+            rivals = [c.label for c in mfw_rows(FASHION_STEP, "lenet", SMALL) if not c.label.startswith(ours)]
+            claims += [
+                Claim(5, f"MFW is better than {rival}: {name}, {text}", (of(1, kind, ours), of(-1, kind, rival)))
+                for rival in rivals
+            ]
+        gain = [of(s * t, kind, label) for s, kind in ((1, "step"), (-1, "lt")) for t, label in ((1, ours), (-1, ce))]
+        claims.append(Claim(6, f"MFW gains more on step than on long-tailed data: {name}", tuple(gain)))
+    return tuple(claims)
 
 
 DOS_ROUNDS = {  # the same epochs for every row of a table

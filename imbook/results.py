@@ -8,9 +8,11 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -243,6 +245,41 @@ def minority_majority(runs):
     return pd.DataFrame(rows)
 
 
+def progress(runs):
+    """How training goes for small and for large classes: a row a run and evaluated epoch.
+
+    runs: `frame`, of one label an image. Columns: label, the seeds, epoch; then, as means over the classes of a side,
+    minor (at most as many training images as the lower median) or major (more): train_minor, train_major, test_minor,
+    test_major (recall in per cent), gap_minor, gap_major (train less test, in points). Of cells with an `instrument`
+    also gradient_minor, gradient_major (mean norm of dL/dz), gradient_ratio (minor over major), gradient_imbalance (the
+    absolute log2 of that) and minor_as_major (share of a minor class's training images that are predicted as some major
+    class, in per cent). ValueError where all classes are equally large. Source: the claims of Ye et al. 2021; chapter
+    07.
+    """
+    import torch
+
+    rows = []
+    for _, run in runs.iterrows():
+        n = torch.tensor(run["record"]["n"])
+        major = n > n.median()
+        if not major.any():
+            raise ValueError(f"{run['record']['key']}: no class is larger than the middle one, so none is major")
+        sides = {"minor": ~major, "major": major}
+        for row in run["record"]["curve"]:
+            by_class = {of: 100 * torch.tensor(row[of]) for of in ("train", "test")}
+            if "gradient" in row:
+                by_class["gradient"] = torch.tensor(row["gradient"])
+            values = {f"{of}_{s}": v[there].mean().item() for of, v in by_class.items() for s, there in sides.items()}
+            values |= {f"gap_{s}": values[f"train_{s}"] - values[f"test_{s}"] for s in sides}
+            if "gradient" in row:
+                ratio = values["gradient_ratio"] = values["gradient_minor"] / values["gradient_major"]
+                values["gradient_imbalance"] = abs(math.log2(ratio)) if ratio > 0 else math.inf
+                matrix = torch.tensor(row["train_confusion"], dtype=torch.float64)
+                values["minor_as_major"] = 100 * (matrix[:, major].sum(1) / matrix.sum(1))[~major].mean().item()
+            rows.append({**run[["label", *SEEDS]], "epoch": row["epoch"], **values})
+    return pd.DataFrame(rows)
+
+
 def chosen(table, method, folder=None, records=None):
     """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
     runs of its cells are missing.
@@ -346,34 +383,74 @@ def compare(runs, baseline, metric="balanced_accuracy"):
     (`claim_verdict`).
     Raises ValueError where the baseline has no runs.
     """
-    from scipy.stats import wilcoxon
-
     wide = runs.pivot_table(index=SEEDS, columns="label", values=metric, sort=False)
     if baseline not in wide:
         raise ValueError(f"no runs of {baseline!r}: choose from {list(wide)}")
     if len(wide.columns) == 1:
         raise ValueError(f"only {baseline!r} has runs: there is nothing to compare it with")
-    rows = []
-    for label in wide.columns.drop(baseline):
-        d = (wide[label] - wide[baseline]).dropna()
-        half = _half_width(d)
-        p = wilcoxon(d).pvalue if (d != 0).any() else 1.0
-        rows.append(
-            dict(
-                label=label,
-                n=len(d),
-                difference=d.mean(),
-                low=d.mean() - half,
-                high=d.mean() + half,
-                resolves=half,
-                p=p,
-            )
-        )
-    table = pd.DataFrame(rows).set_index("label")
-    by_p = table["p"].sort_values()
-    table["p_holm"] = (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)
+    others = wide.columns.drop(baseline)
+    table = pd.DataFrame([_paired(wide[label] - wide[baseline]) for label in others], index=others)
+    table["p_holm"] = _holm(table["p"])
     table["verdict"] = [claim_verdict(*row) for row in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
     return table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about some tables: that a sum over their runs is above a number, in the mean over the seeds.
+
+    number: claims of one number are corrected together. terms: (sign, table, label, column) or (sign, table, label,
+    column, when), added up for each set of seeds. column: a metric of `frame`, or a column of `progress`, then a mean
+    over the epochs of when: 'early' (the first tenth), 'all' or 'last'. above: the number.
+    """
+
+    number: int
+    text: str
+    terms: tuple[tuple, ...]
+    above: float = 0.0
+
+
+def judge(claims, frames):
+    """What the records say of some claims: a DataFrame, one row a claim.
+
+    claims: `Claim`s; frames: {table: `frame`}. Columns: number, claim, n (sets of seeds with all runs), difference
+    (mean of the sum less `above`), low, high, resolves, p as in `compare`, p_holm (corrected over the claims of a
+    number) and verdict (`claim_verdict`).
+    """
+    rows = []
+    for claim in claims:
+        values = sum(term[0] * _one_number(frames[term[1]], *term[2:]) for term in claim.terms)
+        rows.append(dict(number=claim.number, claim=claim.text, **_paired(values - claim.above)))
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby("number")["p"].transform(_holm)
+    table["verdict"] = [claim_verdict(*row) for row in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
+    return table
+
+
+def _one_number(runs, label, column, when=None):
+    """A number for each set of seeds of a row: a Series, empty where nothing has run."""
+    runs = runs[runs["label"] == label]
+    if when is None or runs.empty:
+        return runs.set_index(SEEDS).reindex(columns=[column])[column].astype(float)
+    rows = progress(runs)
+    last = rows["epoch"].max()
+    rows = rows[rows["epoch"].between(*{"early": (1, last / 10), "all": (1, last), "last": (last, last)}[when])]
+    return rows.groupby(SEEDS)[column].mean()
+
+
+def _paired(d):
+    """Mean of the differences d, their 95 % t-interval and the signed-rank test, of those that are there."""
+    from scipy.stats import wilcoxon
+
+    d = d.dropna()
+    half, p = _half_width(d), wilcoxon(d).pvalue if (d != 0).any() else 1.0
+    mean = d.mean()
+    return dict(n=len(d), difference=mean, low=mean - half, high=mean + half, resolves=half, p=p)
+
+
+def _holm(p):
+    by_p = p.sort_values()
+    return (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)
 
 
 def claim_verdict(n, low, high, p_holm):

@@ -9,7 +9,7 @@ import torch
 import toys
 
 from imbook import data, results
-from imbook.experiments import TABLES, Cell, Split, Table, crossed, make, run, together
+from imbook.experiments import TABLES, Cell, Split, Table, crossed, make, mfw_claims, run, together
 from imbook.train import Protocol
 
 SEEDS = dict(order=0, draw=1, train=2)
@@ -343,3 +343,12 @@ def test_the_training_seed_draws_the_network_and_the_batches():
     assert torch.equal(train.x, its_train.x) and not torch.equal(net.head.weight, other.head.weight)
     first, its_first = (next(iter(t))[2] for t in (train, its_train))
     assert not torch.equal(first, its_first)
+
+
+def test_every_claim_of_chapter_07_names_rows_that_are_run_with_enough_seeds():
+    for claim in mfw_claims():
+        for _, table, label, column, *when in claim.terms:
+            cells = {cell.label: cell for cell in TABLES[table].cells}
+            assert label in cells and len(TABLES[table].seeds) >= 6, claim
+            assert (cells[label].instrument is not None) == bool(when), claim
+            assert when in ([], ["early"], ["all"], ["last"]) and bool(when) != (column == "balanced_accuracy"), claim

@@ -286,6 +286,81 @@ def test_the_minority_must_be_the_classes_that_were_reduced():
     assert math.isnan(runs.loc[0, "minority_f1"]) and runs.loc[0, "majority_f1"] == 25
 
 
+def test_progress_of_small_and_large_classes_against_the_loop():
+    rng = np.random.default_rng(0)
+    n, rows = [30, 200, 5, 90, 40], []
+    for epoch in (2, 4):
+        train, test, gradient = rng.random((3, 5)).tolist()
+        matrix = rng.integers(1, 9, (5, 5)).tolist()
+        rows.append(dict(epoch=epoch, train=train, test=test, gradient=gradient, train_confusion=matrix))
+    seeds = {"order_seed": 1, "draw_seed": 2, "train_seed": 3}
+    runs = pd.DataFrame([{"label": "a", **seeds, "record": {"key": "k", "n": n, "curve": rows}}])
+    found = results.progress(runs)
+    assert found[["label", *seeds]].values.tolist() == [["a", 1, 2, 3]] * 2 and found["epoch"].tolist() == [2, 4]
+    minor, major = (0, 2, 4), (1, 3)  # the middle class is one of the minor
+    for row, (_, shown) in zip(rows, found.iterrows()):
+        of = lambda column, classes: sum(row[column][c] for c in classes) / len(classes)  # noqa: E731, B023
+        for name, classes in (("minor", minor), ("major", major)):
+            assert shown[f"train_{name}"] == pytest.approx(100 * of("train", classes))
+            assert shown[f"test_{name}"] == pytest.approx(100 * of("test", classes))
+            assert shown[f"gap_{name}"] == pytest.approx(100 * (of("train", classes) - of("test", classes)), abs=1e-4)
+            assert shown[f"gradient_{name}"] == pytest.approx(of("gradient", classes))
+        assert shown["gradient_ratio"] == pytest.approx(of("gradient", minor) / of("gradient", major))
+        to_major = [sum(row["train_confusion"][c][m] for m in major) / sum(row["train_confusion"][c]) for c in minor]
+        assert shown["minor_as_major"] == pytest.approx(100 * sum(to_major) / 3)
+
+
+def test_progress_needs_no_instrument_but_two_sides():
+    record = {"key": "k", "n": [9, 3], "curve": [dict(epoch=1, train=[1.0, 0.5], test=[0.75, 0.25])]}
+    runs = pd.DataFrame([{"label": "a", "order_seed": 0, "draw_seed": 0, "train_seed": 0, "record": record}])
+    found = results.progress(runs)
+    assert found["gap_minor"].tolist() == [25] and "gradient_ratio" not in found
+    record["n"] = [5, 5]
+    with pytest.raises(ValueError, match="k: no class is larger than the middle one"):
+        results.progress(runs)
+
+
+def test_claims_are_judged_like_comparisons_and_corrected_by_number(table):
+    seeds = [dict(order=s, draw=s, train=s) for s in range(8)]
+    table = replace(table, seeds=tuple(seeds))
+    rng, records = np.random.default_rng(1), {}
+    for cell, height in zip(table.cells, (0.5, 0.8)):
+        for s in seeds:
+            record = made(cell, s, height + 0.01 * rng.random())
+            record["curve"] = [
+                dict(epoch=e, train=[1, 0.4], test=[0.9, 0.1 * s["train"] / 8], gradient=[1.0, 2.0 + e],
+                     train_confusion=[[4, 0], [3, 1]])
+                for e in range(1, 21)
+            ]  # fmt: skip
+            records[record["key"]] = record
+    frames = {"t": results.frame(table, records=records)}
+    low, high = (cell.label for cell in table.cells)
+    claim = lambda number, *terms, above=0.0: results.Claim(number, "x", terms, above)  # noqa: E731
+    metric = "balanced_accuracy"
+    found = results.judge(
+        [
+            claim(1, (1, "t", high, metric), (-1, "t", low, metric)),
+            claim(1, (1, "t", low, metric), (-1, "t", high, metric)),
+            claim(2, (1, "t", low, "gradient_ratio", "early"), above=3.5),
+            claim(2, (1, "t", low, "gradient_ratio", "all"), above=12.5),
+            claim(2, (1, "t", low, "gradient_ratio", "last"), above=22.0),
+            claim(3, (1, "t", low, "gap_minor", "last"), (-1, "t", low, "gap_major", "last")),
+            claim(4, (1, "t", low, "minor_as_major", "early"), above=50.0),
+            claim(5, (1, "t", "no such row", metric)),
+        ],
+        frames,
+    )
+    by_compare = results.compare(frames["t"], low).loc[high]
+    assert found.loc[0, "difference"] == pytest.approx(by_compare["difference"])
+    assert found.loc[0, "p"] == by_compare["p"] and found.loc[0, "p_holm"] == pytest.approx(2 * by_compare["p"])
+    assert found["verdict"].tolist() == [
+        "holds", "reversed", *["does not hold"] * 3, "holds", "holds", "not tested",
+    ]  # fmt: skip
+    assert found["difference"][2:5].tolist() == pytest.approx([0, 0, 0])
+    assert found.loc[5, "difference"] == pytest.approx(np.mean([30 - 10 * s / 8 for s in range(8)]))
+    assert found["n"].tolist() == [8] * 7 + [0] and found.loc[6, "difference"] == 25
+
+
 def test_curves_are_long(table, folder):
     rows = results.curves(results.frame(table, folder))
     assert len(rows) == 10 and rows["epoch"].tolist() == [1, 2] * 5
