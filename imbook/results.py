@@ -399,9 +399,10 @@ def compare(runs, baseline, metric="balanced_accuracy"):
 class Claim:
     """A claim about some tables: that a sum over their runs is above a number, in the mean over the seeds.
 
-    number: claims of one number are corrected together. terms: (sign, table, label, column) or (sign, table, label,
-    column, when), added up for each set of seeds. column: a metric of `frame`, or a column of `progress`, then a mean
-    over the epochs of when: 'early' (the first tenth), 'all' or 'last'. above: the number.
+    number: claims of one number whose first terms are of one table are corrected together. terms: (sign, table, label,
+    column) or (sign, table, label, column, when), added up for each set of seeds. column: a metric of `frame`, or a
+    column of `progress`, then a mean over the epochs of when: 'early' (the first tenth), 'all' or 'last'. above: the
+    number.
     """
 
     number: int
@@ -415,14 +416,15 @@ def judge(claims, frames):
 
     claims: `Claim`s; frames: {table: `frame`}. Columns: number, claim, n (sets of seeds with all runs), difference
     (mean of the sum less `above`), low, high, resolves, p as in `compare`, p_holm (corrected over the claims of a
-    number) and verdict (`claim_verdict`).
+    number and table) and verdict (`claim_verdict`).
     """
     rows = []
     for claim in claims:
         values = sum(term[0] * _one_number(frames[term[1]], *term[2:]) for term in claim.terms)
         rows.append(dict(number=claim.number, claim=claim.text, **_paired(values - claim.above)))
     table = pd.DataFrame(rows)
-    table["p_holm"] = table.groupby("number")["p"].transform(_holm)
+    together = [table["number"], [claim.terms[0][1] for claim in claims]]
+    table["p_holm"] = table.groupby(together)["p"].transform(_holm)
     table["verdict"] = [claim_verdict(*row) for row in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
     return table
 

@@ -347,18 +347,20 @@ def test_claims_are_judged_like_comparisons_and_corrected_by_number(table):
             claim(3, (1, "t", low, "gap_minor", "last"), (-1, "t", low, "gap_major", "last")),
             claim(4, (1, "t", low, "minor_as_major", "early"), above=50.0),
             claim(5, (1, "t", "no such row", metric)),
+            claim(1, (1, "u", high, metric), (-1, "t", low, metric)),
         ],
-        frames,
+        frames | {"u": frames["t"]},
     )
     by_compare = results.compare(frames["t"], low).loc[high]
     assert found.loc[0, "difference"] == pytest.approx(by_compare["difference"])
     assert found.loc[0, "p"] == by_compare["p"] and found.loc[0, "p_holm"] == pytest.approx(2 * by_compare["p"])
     assert found["verdict"].tolist() == [
-        "holds", "reversed", *["does not hold"] * 3, "holds", "holds", "not tested",
+        "holds", "reversed", *["does not hold"] * 3, "holds", "holds", "not tested", "holds",
     ]  # fmt: skip
     assert found["difference"][2:5].tolist() == pytest.approx([0, 0, 0])
     assert found.loc[5, "difference"] == pytest.approx(np.mean([30 - 10 * s / 8 for s in range(8)]))
-    assert found["n"].tolist() == [8] * 7 + [0] and found.loc[6, "difference"] == 25
+    assert found.loc[8, "p_holm"] == by_compare["p"]  # another table, alone
+    assert found["n"].tolist() == [8] * 7 + [0, 8] and found.loc[6, "difference"] == 25
 
 
 def test_curves_are_long(table, folder):
