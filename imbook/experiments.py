@@ -348,6 +348,7 @@ MFW_ABLATIONS = tuple(
         *((f"strength {s:g}", {"strength": s}) for s in (0.5, 1.0, 2.0, 4.0, 8.0)),
         *((f"after {stage}", {"stage": stage}) for stage in ("input", "stage1", "stage2", "stage3")),
         *((f"partner from {which}", {"partner": which}) for which in ("major", "minor", "group")),
+        ("nothing mixed in", {"partner": "none"}),
         ("lambda from 0", {"low": 0.0}),
         ("all classes weakened", {"weakened": "all"}),
         ("small classes weakened", {"weakened": "small"}),  # should hurt

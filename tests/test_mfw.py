@@ -131,6 +131,7 @@ SETTINGS = [
     dict(strength=2.0, stage="stage1", partner="major"),
     dict(strength=2.0, partner="minor", low=0.25),
     dict(strength=2.0, partner="group", stage="input"),
+    dict(strength=2.0, partner="none"),
     dict(strength=4.0, weakened="small"),
     dict(strength=1.0, weakened="all"),
     dict(strength=4.0, start=0),
@@ -140,7 +141,7 @@ SETTINGS = [
 def literal(net, x, y, strength, gamma=1.0, stage="stage3", partner="any", low=0.5, weakened="large", start=None):
     """Sample by sample, with the partners and shares that MFW draws after torch.manual_seed(5)."""
     torch.manual_seed(5)
-    with_whom = partners(y, MAJOR, partner).tolist()
+    with_whom = [None] * len(y) if partner == "none" else partners(y, MAJOR, partner).tolist()
     sizes = N.tolist()
     law = {
         "large": lambda k: strength * ((k - min(sizes)) / (max(sizes) - min(sizes))) ** gamma,
@@ -153,9 +154,10 @@ def literal(net, x, y, strength, gamma=1.0, stage="stage3", partner="any", low=0
     stages = ("input", "stage1", "stage2", "stage3").index(stage)
     total = 0.0
     for i, j in enumerate(with_whom):
-        z, other = x[i : i + 1], x[j : j + 1]
+        z, other = x[i : i + 1], torch.zeros_like(x[:1]) if j is None else x[j : j + 1]
         for k in range(stages):
-            z, other = net[k](z), net[k](other)
+            z, other = net[k](z), other if j is None else net[k](other)
+        other = torch.zeros_like(z) if j is None else other
         z = share[i] * z + (1 - share[i]) * other
         for k in range(stages, 4):
             z = net[k](z)
@@ -284,7 +286,7 @@ def test_evaluation_is_untouched():
 def test_no_step_depends_on_a_value():
     """On the meta device there are no values: a shape or a branch that needs one fails."""
     net, (x, y) = small_net(torch.float32).to("meta"), batch(dtype=torch.float32)
-    for partner in ("any", "major", "minor", "group"):
+    for partner in ("any", "major", "minor", "group", "none"):
         MFW(N, partner=partner).to("meta")(net, x.to("meta"), y.to("meta"), None).backward()
     assert net.head.weight.grad.shape == (4, 5)
 

@@ -64,10 +64,10 @@ class MFW(Weighted):
     """Cross entropy on features mixed in training by a share that grows with the class size; labels are kept. Ours [R].
 
     strength, gamma: see `weakening`; strength 0 and equal classes are cross entropy. stage: features after it are
-    mixed ('input': the images). partner: see `partners`; 'major' classes are those larger than the median. low: least
-    lambda. weakened: 'large', the method; as ablations 'small', the law upside down, or 'all' classes by the strength
-    alike. start: from this epoch on weights a class are added (deferred re-weighting; `scheme`, `beta`: see
-    `Weighted`), None: never.
+    mixed ('input': the images). partner: see `partners`, or 'none': nothing is mixed in, z becomes lambda z; 'major'
+    classes are those larger than the median. low: least lambda. weakened: 'large', the method; as ablations
+    'small', the law upside down, or 'all' classes by the strength alike. start: from this epoch on weights a class are
+    added (deferred re-weighting; `scheme`, `beta`: see `Weighted`), None: never.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class MFW(Weighted):
         super().__init__(n, scheme, beta, start)
         if strength < 0 or gamma < 0 or not 0 <= low <= 1:
             raise ValueError(f"strength {strength}, gamma {gamma}, low {low}: all from 0, low up to 1")
-        if partner not in ("any", "major", "minor", "group") or weakened not in ("large", "small", "all"):
+        if partner not in ("any", "major", "minor", "group", "none") or weakened not in ("large", "small", "all"):
             raise ValueError(
-                f"partner {partner!r}, weakened {weakened!r}: 'any', 'major', 'minor' or 'group'; "
+                f"partner {partner!r}, weakened {weakened!r}: 'any', 'major', 'minor', 'group' or 'none'; "
                 "'large', 'small' or 'all'"
             )
         self.stage, self.partner, self.low = stage, partner, low
@@ -99,5 +99,6 @@ class MFW(Weighted):
     def forward(self, net, x, y, i):
         k = cut(net, self.stage)
         z = net[:k](x)  # (B, ...)
-        z = mix(z, partners(y, self.major, self.partner), draw_lambda(self.a[y].to(z.dtype), self.low))
+        partner = None if self.partner == "none" else partners(y, self.major, self.partner)
+        z = mix(z, partner, draw_lambda(self.a[y].to(z.dtype), self.low))
         return weighted_cross_entropy(net[k:](z), y, self.w)

@@ -26,10 +26,12 @@ def draw_share(a):
 def mix(z, partner, lambda_):
     """lambda_i z_i + (1 - lambda_i) z_partner(i): the shape of z. Where lambda is 1 it is z_i to the last bit.
 
-    z: (B, ...); partner: int64 (B,), positions in the batch; lambda_: (B,), or a scalar tensor for all.
+    z: (B, ...); partner: int64 (B,), positions in the batch, or None: nothing is mixed in, the result is lambda_i z_i;
+    lambda_: (B,), or a scalar tensor for all.
     """
     lambda_ = lambda_.view(-1, *[1] * (z.ndim - 1))
-    return lambda_ * z + (1 - lambda_) * z[partner]
+    own = lambda_ * z
+    return own if partner is None else own + (1 - lambda_) * z[partner]
 
 
 def shuffle(y):
