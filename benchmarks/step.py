@@ -1,11 +1,17 @@
-"""The loop of this book against its slow twin, in one run: python benchmarks/step.py
+"""The loop of this book, its slow twin and its fast form, in one run and one table: python benchmarks/step.py
 
 The slow twin is what a tutorial usually shows: a Dataset of PIL images with torchvision's transforms, a DataLoader, and
-an eager loop with torch.optim.SGD, on the same images and the same network. Both are timed in alternation, a round
-each, after their results were found equal. Then every method of the book against cross entropy, in the same way.
+an eager loop with torch.optim.SGD, on the same images and the same network. All are timed in alternation, a round
+each, after their results were found equal. Then every method of the book, with what it does between two epochs.
+
+Columns: milliseconds a step of the slow twin, of `fit` and of `fit(fast=True)` (on a CPU that is the plain loop, and is
+not timed twice); the step over that of cross entropy, its range over the rounds in brackets; the share of the roofline:
+the least time that the step's arithmetic or its memory traffic takes, over the time measured. FLOP are counted by
+torch. Bytes are those of an unfused step: each operation, forward, backward and of the optimiser, reads its inputs and
+writes its outputs once. A fused step can therefore come out above 1.
 
 Numbers of different machines, or of a machine that does something else meanwhile, do not compare: ratios within one run
-do, and are printed with their range over the rounds.
+do.
 """
 
 import argparse
@@ -18,13 +24,17 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
-from imbook import data, nets
+from imbook import data, fast, nets
 from imbook.methods import METHODS, CrossEntropy
 from imbook.methods.crl import LEVELS
 from imbook.train import Protocol, fit
@@ -32,6 +42,8 @@ from imbook.train import Protocol, fit
 BATCH = 128
 NATURAL = {"lenet": "mnist", "resnet32": "cifar10"}  # the set a network was made for
 SHAPES = {"mnist": (1, 28), "cifar10": (3, 32)}
+# TFLOP/s (TF32 without sparsity; the T4 has float32 only) and TB/s of memory. Source: the vendor's data sheets.
+PEAKS = {"H200": (494.5, 4.8), "H100 80GB HBM3": (494.5, 3.35), "T4": (8.1, 0.32)}
 
 
 def load(name, number):
@@ -105,19 +117,56 @@ class Twin:
 
 
 class Ours:
-    """The book's `fit` with `Batches`; one call is one epoch and returns the seconds that its curve notes."""
+    """The book's `fit` with `Batches`; one call trains two epochs and returns the seconds noted of the second.
 
-    def __init__(self, net, images, protocol, device, method=None):
-        self.net, self.protocol = copy.deepcopy(net), protocol
+    The first warms up, and captures where `fast` is set; then variants: what is changed in `imbook.fast`.
+    """
+
+    def __init__(self, net, images, protocol, device, method=None, graph=False, **variants):
+        self.net, self.protocol, self.graph = copy.deepcopy(net), replace(protocol, epochs=2), graph
         self.train = data.Batches(images, None, protocol.batch, 0, protocol.crop, protocol.flip, device)
         self.valid = data.Batches(images, torch.arange(250), device=device)
-        self.method = method or CrossEntropy()
+        self.method, self.variants = method or CrossEntropy(), {"HALF": False, "COMPILED": False} | variants
         if type(self.method).__name__ == "LDAM":
             self.net.head = nets.CosineHead(self.net.head.in_features, self.net.head.out_features)
 
     def __call__(self):
         valid = self.valid if self.method.needs_valid else None
-        return fit(self.net, self.method, self.train, valid, protocol=self.protocol)[-1]["seconds"]
+        for name, value in self.variants.items():
+            setattr(fast, name, value)
+        first, second = fit(self.net, self.method, self.train, valid, protocol=self.protocol, fast=self.graph)
+        return second["seconds"] - first["seconds"]
+
+    def work(self):
+        """FLOP and bytes of a step (see above), of a network that was trained before."""
+        optimiser = torch.optim.SGD(
+            [*self.net.parameters(), *self.method.parameters()], 0.0, self.protocol.momentum, fused=True
+        )
+        step = fast.Step(self.net, self.method, optimiser, self.train)
+        i = self.train.order[: self.protocol.batch]
+        step.run(i)  # the first makes the momentum
+        with FlopCounterMode(display=False) as flop, Traffic() as traffic:
+            step.run(i)
+        return flop.get_total_flops(), traffic.bytes
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write, each input and output once; views move nothing."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read, written = (
+            [t for t in tree_leaves(some) if isinstance(t, torch.Tensor)] for some in ((args, kwargs), out)
+        )
+        where = {t.untyped_storage().data_ptr() for t in read}
+        view = written and all(t.untyped_storage().data_ptr() in where for t in written)
+        if func._schema.is_mutable and not written:  # such as the optimiser's, which gives nothing back
+            written = read
+        if not (view and not func._schema.is_mutable) and "empty" not in str(func):
+            self.bytes += sum(t.numel() * t.element_size() for t in read + written)
+        return out
 
 
 def plain_sgd(net, protocol):
@@ -192,37 +241,83 @@ def spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def compare_loops(name, images, protocol, rounds, device):
-    """Ours against the twin with 0, 1 and 2 workers: images a second and the ratio, round by round."""
-    net, steps = build(name, images), -(-len(images.y) // BATCH)
-    contestants = {"ours": Ours(net, images, protocol, device)}
-    contestants |= {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
-    seconds = alternate(contestants, rounds)
-    for who, spent in seconds.items():
-        middle = statistics.median(spent)
-        print(f"  {who:16}{len(images.y) / middle:9.0f} images/s{1000 * middle / steps:9.1f} ms a step")
-    best = min((w for w in seconds if w != "ours"), key=lambda w: statistics.median(seconds[w]))
-    ratios = {}
-    for who in dict.fromkeys(("twin, 0 workers", best)):
-        ratios[who] = [twin / ours for twin, ours in zip(seconds[who], seconds["ours"])]
-        note = " (the fastest twin)" if who == best else ""
-        print(f"  ours is {spread(ratios[who])} times as fast as {who}{note}")
-    return {"seconds": seconds, "ratio": ratios, "best": best, "steps": steps}
+def time_network(name, images, protocol, rounds, method_rounds, device, peak):
+    """The rows of a network, and all times: cross entropy by every loop, then every method."""
+    net, n, gpu = build(name, images), data.counts(images.y), device == "cuda"
+    ours = partial(Ours, net, images, protocol, device)
+    loops = {"plain": ours()} | {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
+    if gpu:
+        loops |= {
+            "fast": ours(graph=True),
+            "fast, bfloat16": ours(graph=True, HALF=True),
+            "fast, compiled": ours(graph=True, COMPILED=True),
+            "fast, bfloat16, compiled": ours(graph=True, HALF=True, COMPILED=True),
+        }
+    seconds, steps = alternate(loops, rounds), -(-len(images.y) // protocol.batch)
+    twins = [who for who in seconds if who.startswith("twin")]
+    best = min(twins, key=lambda w: statistics.median(seconds[w]))
+    for who in seconds:
+        ratio = spread([a / b for a, b in zip(seconds[who], seconds["plain"])])
+        print(f"  {who:25}{1000 * statistics.median(seconds[who]) / steps:9.3f} ms a step, {ratio} of the plain loop's")
 
-
-def compare_methods(name, images, protocol, rounds, device):
-    """The step of each method over that of cross entropy. `update` counts, spread over the epoch's steps."""
-    net, n = build(name, images), data.counts(images.y)
     makers = {m: make for m, make in METHODS.items() if m != "CRL"}
     makers |= {f"CRL, {level}": partial(METHODS["CRL"], level=level, alpha=0.5) for level in LEVELS}
-    contestants = {m: Ours(net, images, protocol, device, make(n)) for m, make in makers.items()}
-    seconds = alternate(contestants, rounds)
-    steps = {m: len(c.train) for m, c in contestants.items()}
-    each = {m: [s / steps[m] for s in spent] for m, spent in seconds.items()}
-    ratios = {m: [a / b for a, b in zip(each[m], each["CrossEntropy"])] for m in each if m != "CrossEntropy"}
-    for m, values in ratios.items():
-        print(f"  {m:16}{spread(values)} times the step of cross entropy")
-    return {"seconds a step": each, "ratio": ratios}
+    makers |= {m: partial(METHODS[m], start=0, every=2) for m in ("DOS", "DOSAbstract")}  # within a round
+    kinds = ("plain", "fast") if gpu else ("plain",)
+    methods = {(m, kind): ours(make(n), kind == "fast") for m, make in makers.items() for kind in kinds}
+    spent = alternate(methods, method_rounds) if method_rounds else {}
+    each = {who: [1000 * s / len(methods[who].train) for s in some] for who, some in spent.items()}
+    rows = []
+    for m in makers if method_rounds else ():
+        plain, quick = each[m, "plain"], each.get((m, "fast"))
+        over = [a / b for a, b in zip(quick or plain, each["CrossEntropy", kinds[-1]])]
+        flop, moved = methods[m, "plain"].work()
+        floor = 1000 * max(flop / peak[0], moved / peak[1]) / 1e12 if peak else float("nan")
+        twin = statistics.median(seconds[best]) * 1000 / steps if m == "CrossEntropy" else float("nan")
+        rows.append(
+            {
+                "network": name,
+                "batch": protocol.batch,
+                "method": m,
+                "slow twin": twin,
+                "plain": statistics.median(plain),
+                "fast": statistics.median(quick) if quick else "plain loop",
+                "plain/fast": statistics.median(a / b for a, b in zip(plain, quick)) if quick else float("nan"),
+                "over CE's": spread(over),
+                "GFLOP": flop / 1e9,
+                "GB": moved / 1e9,
+                "roofline": floor / statistics.median(quick or plain),
+            }
+        )
+    times = {"loops": seconds, "steps": steps, "best": best, "methods": {", ".join(w): v for w, v in each.items()}}
+    return rows, times
+
+
+def side_by_side(name, images, protocol, device):
+    """Several networks in one process, a graph and a stream each: milliseconds a step, all of them together.
+
+    For comparison with `python -m imbook run --workers`, processes. Random numbers are not those of a run alone: the
+    graphs share torch's global generator.
+    """
+    found = {}
+    for number in (1, 2, 4, 8):
+        made = [Ours(build(name, images), images, protocol, device) for _ in range(number)]
+        steps, streams = [], [torch.cuda.Stream() for _ in made]
+        for each in made:
+            net = each.net.to(device).train()
+            optimiser = torch.optim.SGD(net.parameters(), protocol.lr, protocol.momentum, fused=True)
+            steps.append(fast.Step(net, each.method, optimiser, each.train))
+            steps[-1].epoch(torch.zeros(len(each.train), device=device))
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for batches in zip(*(step.train.positions() for step in steps)):
+            for step, stream, i in zip(steps, streams, batches):
+                with torch.cuda.stream(stream):
+                    step(i)
+        torch.cuda.synchronize()
+        found[number] = 1000 * (time.perf_counter() - began) / len(made[0].train) / number
+        print(f"  {number} side by side: {found[number]:.3f} ms a step and network")
+    return found
 
 
 def compare_dos(rounds, device):
@@ -236,9 +331,10 @@ def compare_dos(rounds, device):
     images = replace(images, x=images.x[index], y=images.y[index])
     protocol, net, n = Protocol("benchmark", epochs=1, batch=60, lr=0.01), nets.dos_net(), data.counts(images.y)
     draws = {"DOS, one draw": 1e-9, "DOS, all draws": 1.0}
-    contestants = {"the network": Ours(net, images, protocol, device)}
+    graph = device == "cuda"
+    contestants = {"the network": Ours(net, images, protocol, device, graph=graph)}
     contestants |= {
-        name: Ours(net, images, protocol, device, METHODS["DOS"](n, k=5, r=r, start=0, every=1))
+        name: Ours(net, images, protocol, device, METHODS["DOS"](n, k=5, r=r, start=0, every=1), graph)
         for name, r in draws.items()
     }
     print(f"\ndos_net on {source}, batch 60, {len(images.y)} images, {rounds} rounds: an epoch")
@@ -260,30 +356,41 @@ def main():
     parser.add_argument("--steps", type=int, help="steps a round (default: 40 for lenet, 4 for resnet32)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--peak", type=float, nargs=2, metavar=("TFLOPS", "TBS"), help=f"of the device; known: {', '.join(PEAKS)}"
+    )
     parser.add_argument("--json", help="also write all times to this file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    gpu = options.device == "cuda"
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    where = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    where = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
+    peak = options.peak or next((v for k, v in PEAKS.items() if gpu and k in where), None)
     print(f"{where}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{busy}; torch {torch.__version__}")
 
     out = {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "batch": BATCH}
+    table = []
     for name in options.nets:
-        steps = options.steps or (40 if name == "lenet" else 4)
+        steps = options.steps or (97 if gpu else 40 if name == "lenet" else 4)
         images, source = load(options.data or NATURAL[name], max(BATCH * steps, 320))
         augment = dict(crop=4, flip=True) if images.x.shape[1] == 3 else {}
         protocol = Protocol("benchmark", epochs=1, batch=BATCH, lr=0.01, **augment)
         print(f"\n{name} on {source}, batch {BATCH}, {len(images.y)} images a round, {options.rounds} rounds")
         check_parity(name, images)
-        out[name] = {"data": source, **compare_loops(name, images, protocol, options.rounds, options.device)}
-        if options.method_rounds:
-            out[name]["methods"] = compare_methods(name, images, protocol, options.method_rounds, options.device)
+        rows, times = time_network(name, images, protocol, options.rounds, options.method_rounds, options.device, peak)
+        table += rows
+        out[name] = {"data": source, **times}
+        if gpu:
+            out[name]["side by side"] = side_by_side(name, images, protocol, options.device)
     if options.method_rounds:
         out["dos"] = compare_dos(options.method_rounds, options.device)
+    if table:
+        print(f"\n{where}: milliseconds a step")
+        print(pd.DataFrame(table).to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="-"))
     if options.json:
         with open(options.json, "w") as file:
-            json.dump(out, file, indent=1)
+            json.dump({**out, "table": table}, file, indent=1)
 
 
 if __name__ == "__main__":

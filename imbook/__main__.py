@@ -1,7 +1,10 @@
-"""The command line: python -m imbook data | list | run | status | table | provenance."""
+"""The command line: python -m imbook data | list | stages | run | status | table | provenance."""
 
 import argparse
+import multiprocessing
+import queue
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from imbook import data, results
-from imbook.experiments import TABLES, run
+from imbook.experiments import STAGES, TABLES, run, steps
 
 
 class BudgetSpent(Exception):
@@ -25,6 +28,9 @@ def main(arguments=None):
     command = commands.add_parser("data", help="download and check data sets")
     command.add_argument("names", nargs="+", choices=list(data.SOURCES))
     commands.add_parser("list", help="the tables, their cells and seeds")
+    command = commands.add_parser("stages", help="the stages of the GPU's queue, and their minutes")
+    command.add_argument("--ms", type=float, default=1.0, help="milliseconds a step (see benchmarks/step.py)")
+    command.add_argument("--out", default="runs")
     commands.add_parser("status", help="what is done, pending and stale").add_argument("--out", default="runs")
     commands.add_parser("provenance", help="where the records come from, as a Markdown table")
     command = commands.add_parser("table", help="print a table from the records")
@@ -33,7 +39,7 @@ def main(arguments=None):
     command.add_argument("--figure", help="also save recall by class size to this file")
     command.add_argument("--cell", action="append", help="in the figure: only the cells with these labels")
     command = commands.add_parser("run", help="run what is missing of some tables")
-    command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, "all"])
+    command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, *STAGES, "all"], help="tables, stages")
     command.add_argument("--cell", action="append", help="only the cells whose label holds this text")
     command.add_argument("--seeds", type=int, help="only the first k sets of seeds")
     command.add_argument("--device", default=None, choices=["cpu", "cuda"], help="default: the table's own")
@@ -42,6 +48,8 @@ def main(arguments=None):
     command.add_argument(
         "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th run from the I-th, I = 1 .. N"
     )
+    command.add_argument("--fast", action="store_true", help="whole steps as CUDA graphs, where there is a GPU")
+    command.add_argument("--workers", type=int, default=1, help="processes that share the queue and the device")
     command.add_argument("--dry", action="store_true", help="two steps a run, kept out of every table")
     options = parser.parse_args(arguments)
     return globals()[f"_{options.command}"](options)
@@ -63,6 +71,25 @@ def _list(options):
         for cell in table.cells:
             hyper = ", ".join(f"{k}={v}" for k, v in cell.hyper.items())
             print(f"  {cell.label}: {cell.net}, {cell.method}({hyper}), {cell.protocol.name}")
+    return 0
+
+
+def _stages(options):
+    everything = argparse.Namespace(out=options.out, dry=False, seeds=None, cell=None, shard=(0, 1))
+    nothing = argparse.Namespace(**{**vars(everything), "out": None})
+    rows, without = [], set()
+    for name in STAGES:
+        todo, number, many = _missing([name], everything), len(_missing([name], nothing)), 0
+        for _, cell, _ in todo:
+            try:
+                many += steps(cell)
+            except FileNotFoundError:
+                without.add(cell.split.data)
+        rows.append(dict(stage=name, runs=number, missing=len(todo), steps=many, minutes=many * options.ms / 60_000))
+    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.1f}"))
+    print(f"minutes: the steps of what is missing, {options.ms:g} ms each; evaluation and loading come on top")
+    if without:
+        print(f"not counted, as the data are not here: {', '.join(sorted(without))}")
     return 0
 
 
@@ -111,68 +138,130 @@ def _provenance(options):
 
 def _run(options):
     names = list(TABLES) if "all" in options.tables else options.tables
+    tables = list(dict.fromkeys(table for name in names for table, _, _ in _parts(name)))
     deadline = time.monotonic() + options.budget if options.budget else float("inf")
-    out, longest, stopped, failed = Path(options.out), {}, None, []
-    queue = _missing(names, options)
-    length = lambda cell: 2 if options.dry else cell.protocol.epochs  # noqa: E731
-    bar = tqdm(total=sum(length(cell) for _, cell, _ in queue), unit="epoch", disable=not queue)
+    out, news = Path(options.out), {"failed": {}, "stopped": {}, "fast": {}}  # each a set in order of arrival
+    todo = _missing(names, options)
+    bar = tqdm(total=sum(_length(cell, options) for _, cell, _ in todo), unit="epoch", disable=not todo)
+
+    def tell(what, value):
+        if what in news:
+            news[what][value] = True
+        elif what == "run":
+            bar.set_description(value)
+        elif what == "epochs" or options.workers == 1:  # what another worker of ours holds is counted there
+            bar.update(value)
+
+    jobs = [(name, options.device or TABLES[name].device, cell, seeds) for name, cell, seeds in todo]
+    if options.workers == 1:
+        _work(jobs, options, lambda: deadline, tell)
+    else:
+        _share(jobs, options, deadline, tell)
+    bar.close()
+    if not options.dry:
+        for name in tables:
+            _finish(name, out)
+    for choice in news["fast"]:
+        print(f"fast: {choice}")
+    for why in news["stopped"]:
+        print(f"{why}: {len(_missing(names, options))} runs are missing; the same command goes on from here")
+    for line in news["failed"]:
+        print(f"failed, no record: {line}")
+    return 130 if "interrupted" in news["stopped"] else bool(news["failed"])
+
+
+def _work(jobs, options, deadline, tell):
+    """Make what is missing, one run after the other. tell(what, value): progress and news."""
+    out, longest = Path(options.out), {}
 
     def tick(epoch, row):
-        bar.update()
-        if time.monotonic() > deadline:
+        tell("epochs", 1)
+        if time.monotonic() > deadline():
             raise BudgetSpent
 
     try:
-        for name, cell, seeds in queue:
-            device = options.device or TABLES[name].device
+        for name, device, cell, seeds in jobs:
             if device == "cpu":
                 torch.set_num_threads(1)
             key = ("dry-" if options.dry else "") + cell.key(seeds)
-            if time.monotonic() + longest.get(name, 0) > deadline:
+            if time.monotonic() + longest.get(name, 0) > deadline():
                 raise BudgetSpent
             with results.claim(out, key) as mine:
                 if not mine or (out / f"{key}.json").exists():
-                    bar.update(length(cell))
+                    tell("skipped", _length(cell, options))
                     continue
-                bar.set_description(f"{name}: {cell.label}, seeds {'/'.join(map(str, seeds.values()))}")
+                tell("run", f"{name}: {cell.label}, seeds {'/'.join(map(str, seeds.values()))}")
                 began, checkpoint = time.monotonic(), out / "checkpoints" / f"{key}.pt"
                 try:
-                    record = run(cell, seeds, device, None if options.dry else checkpoint, tick, options.dry)
+                    record = run(
+                        cell, seeds, device, None if options.dry else checkpoint, tick, options.dry, options.fast
+                    )
                 except FloatingPointError as error:  # one diverging run must not end the queue
-                    failed.append(f"{name}: {cell.label}, seeds {seeds}: {error}")
+                    tell("failed", f"{name}: {cell.label}, seeds {seeds}: {error}")
                     continue
                 results.save(record, out)
                 checkpoint.unlink(missing_ok=True)
+                if options.fast:
+                    tell("fast", record["fast"])
                 longest[name] = max(longest.get(name, 0), time.monotonic() - began)
     except BudgetSpent:
-        stopped = "the budget is spent"
+        tell("stopped", "the budget is spent")
     except KeyboardInterrupt:
-        stopped = "interrupted"
-    bar.close()
-    if not options.dry:
-        for name in names:
-            _finish(name, out)
-    if stopped:
-        print(f"{stopped}: {len(_missing(names, options))} runs are missing; the same command goes on from here")
-    for line in failed:
-        print(f"failed, no record: {line}")
-    return 130 if stopped == "interrupted" else bool(failed)
+        tell("stopped", "interrupted")
+
+
+def _share(jobs, options, deadline, tell):
+    """The same by several processes: each run is made by the one that claims it."""
+    new = multiprocessing.get_context("spawn")  # a CUDA device does not outlive a fork
+    until, news = new.Value("d", deadline), new.Queue()
+    workers = [new.Process(target=_worker, args=(jobs, options, until, news)) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers) or not news.empty():
+        try:
+            tell(*news.get(timeout=0.2))
+        except queue.Empty:
+            pass
+        except KeyboardInterrupt:
+            until.value = 0  # each stops after its epoch
+            tell("stopped", "interrupted")
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            tell("failed", f"a worker ended with status {worker.exitcode}; its error stands above")
+
+
+def _worker(jobs, options, until, news):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started us moves the deadline
+    _work(jobs, options, lambda: until.value, lambda *what: news.put(what))
+
+
+def _length(cell, options):
+    return 2 if options.dry else cell.protocol.epochs
+
+
+def _parts(name):
+    """A stage is parts of tables: (table, number of seeds, labels); a table is one, and whole."""
+    return STAGES.get(name, ((name, None, ()),))
 
 
 def _missing(names, options):
-    have, seen, queue = results.load(options.out), set(), []
-    for name in names:
+    have, seen, todo = results.load(options.out), set(), []
+    for name, number, labels in (part for wanted in names for part in _parts(wanted)):
         table = TABLES[name]
         for cell, seeds in table.runs():
             key = ("dry-" if options.dry else "") + cell.key(seeds)
-            wanted = seeds in table.seeds[: options.seeds] and (
-                not options.cell or any(c in cell.label for c in options.cell)
+            wanted = (
+                seeds in table.seeds[:number]
+                and seeds in table.seeds[: options.seeds]
+                and (not labels or cell.label in labels)
+                and (not options.cell or any(c in cell.label for c in options.cell))
             )
             if wanted and key not in seen:
                 seen.add(key)
-                queue.append((key, (name, cell, seeds)))
+                todo.append((key, (name, cell, seeds)))
     shard, shards = options.shard  # of what is wanted, not of what is missing: a shard keeps its runs as others finish
-    return [run for key, run in queue[shard::shards] if key not in have]
+    return [run for key, run in todo[shard::shards] if key not in have]
 
 
 def _finish(name, out):

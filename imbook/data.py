@@ -435,14 +435,26 @@ class Batches:
         return -(-len(self.order) // self.batch)
 
     def __iter__(self):
+        for i in self.positions():
+            yield *self.take(i), i
+
+    def positions(self):
+        """The batches of one pass as positions alone, a tuple of int64 (B,): shuffles."""
         order = self.order
         if self.generator is not None:
             order = order[torch.randperm(len(order), generator=self.generator, device=order.device)]
-        for i in order.split(self.batch):
-            yield self.normalise(self.augment(self.x[i])), self.y[i], i
+        return order.split(self.batch)
 
-    def plain(self, batch=250):
-        """All N samples once, in order, without augmentation: yields x, y, i as above; uses no random numbers."""
+    def take(self, i):
+        """x and y of the batch at positions i (B,): augments."""
+        return self.normalise(self.augment(self.x[i])), self.y[i]
+
+    def plain(self, batch=None):
+        """All N samples once, in order, without augmentation: yields x, y, i as above; uses no random numbers.
+
+        batch: default 250, and 2,000 on a GPU, where launching many small batches would take longer than the work.
+        """
+        batch = batch or (2000 if self.y.is_cuda else 250)
         for i in torch.arange(len(self.y), device=self.y.device).split(batch):
             yield self.normalise(self.x[i]), self.y[i], i
 

@@ -15,6 +15,7 @@ from itertools import product
 import torch
 
 from imbook import data, metrics, nets
+from imbook.fast import chosen
 from imbook.methods import METHODS
 from imbook.methods.crl import FORMS, LEVELS
 from imbook.results import Claim, commit, facts, provenance, rounded, source_hash
@@ -150,11 +151,12 @@ def _load(name):
     return data.load(name)  # read and checked once a process, not once a run
 
 
-def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
+def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=False):
     """Train one cell with one set of seeds; returns its record, a dict of plain data (see `imbook.results`).
 
     seeds: dict(order=, draw=, train=). device: 'cpu' or 'cuda'. checkpoint: a file to resume from. tick: see `fit`.
     dry: two steps in two epochs through the same code; the record is marked and kept out of every table.
+    fast: see `fit`; the record then says what was chosen, and its key is the same.
     """
     source_hash(), commit()  # noted once a process, before its first run: the files may change while it trains
     key = ("dry-" if dry else "") + cell.key(seeds)
@@ -180,6 +182,7 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         instrument=cell.instrument,
         checkpoint=checkpoint,
         tick=tick,
+        fast=fast,
     )
     judged = _judged(net, test, method)
     readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
@@ -201,8 +204,32 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False):
         train_seconds=round(curve[-1]["seconds"], 2),
         peak_mb=round(peak),
         method_version=METHODS[cell.method].version,
+        **({"fast": chosen(net, train.x.device)} if fast else {}),
         **provenance(device),
     )
+
+
+def steps(cell):
+    """The number of training steps of one run of a cell: what its time is made of.
+
+    From the labels of its data set, which must be there. Counted with the visits of a method that repeats images from
+    an epoch on (`imbook.methods.dos.DOS`, `imbook.methods.baselines.OverSampling`).
+    """
+    n, p = _class_sizes(cell.split), cell.protocol
+    method = METHODS[cell.method](n, **cell.hyper)
+    visits, start = int(n.sum()), p.epochs
+    if getattr(method, "k", 0):
+        visits, start = int((n * method.times).sum()), method.start
+    elif getattr(method, "whole", False):
+        visits, start = len(n) * int(n.max()), method.start
+    return start * -(-int(n.sum()) // p.batch) + (p.epochs - start) * -(-visits // p.batch)
+
+
+@cache
+def _class_sizes(split):
+    images, _ = _load(split.data)
+    index, _ = split.indices(images.y, dict(order=0, draw=0))
+    return data.counts(images.y[index], len(images.classes))
 
 
 def _judged(net, test, method):
@@ -723,6 +750,26 @@ TABLES = {
         for split in (CIFAR10_LT, CIFAR100_LT)
         for name, profile, title in (("lt", "long_tailed", "long-tailed"), ("step", "step", "step"))
     },
+    **{  # all of them on one split, with a validation set for the one that needs it
+        f"methods-{split.data}-{name}-100": Table(
+            f"The methods of the book on {title}, {text}, ratio 100",
+            rows(
+                replace(split, profile=profile, draw="seed"),
+                "resnet32",
+                CIFAR_200,
+                CE,
+                deferred(CIFAR_200, scheme="inverse"),
+                CRL_SIX[0],
+                CDB_DYNAMIC,
+                dos_row(CIFAR_200, minority="half"),
+                MFW_ROW,
+            ),
+            together(5),
+            device="cuda",
+        )
+        for split, title in ((CIFAR10_LT, "CIFAR-10"), (CIFAR100_LT, "CIFAR-100"))
+        for name, profile, text in (("lt", "long_tailed", "long-tailed"), ("step", "step", "step-imbalanced"))
+    },
     **{
         f"dos-{name}-{p:g}": dos_table(
             f"DOS on {title}, four classes without {100 * p:g} % of their images",
@@ -858,4 +905,31 @@ TABLES = {
         )
         for ratio in (100, 200, 50, 20, 10)
     },
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The queue of the GPU, most valuable first: parts of tables, as (table, number of seeds, labels of cells or all).
+
+BOTH, CIFARS = ("lt", "step"), ("cifar10", "cifar100")
+STAGES = {
+    "stage-1": (
+        *((f"methods-{name}-{profile}-100", 3, ()) for name in CIFARS for profile in BOTH),
+        ("cdb-cifar100-100", 3, (CE[0], "focal", "CDB, tau 1", CDB_DYNAMIC[0], CDB_CODE[0])),
+        ("crl-cifar100-balanced", 3, (CE[0], CRL_SIX[0][0])),
+    ),
+    "stage-2": (
+        *((f"cdb-cifar100-{ratio}", 3, ()) for ratio in (100, 200, 50, 20, 10)),
+        *((f"mfw-{name}-{profile}-100", 3, ()) for name in CIFARS for profile in BOTH),
+        *((f"dos-abstract-{name}-{what}", 3, ()) for name in CIFARS for what in ("lt-100", "0.95")),
+        *((f"crl-{name}-{profile}-100", 3, ()) for name in CIFARS for profile in BOTH),
+        ("crl-cifar100-balanced", 3, ()),
+        *((f"mfw-{name}-{profile}-10", 3, ()) for name in CIFARS for profile in BOTH),
+    ),
+    "stage-3": (
+        *((f"methods-{name}-{profile}-100", 5, ()) for name in CIFARS for profile in BOTH),
+        ("crl-cifar100-select", 1, ()),
+        *((f"dos-cifar10-{p}", 5, ()) for p in (0.99, 0.95, 0.9, "balanced")),
+        *((f"dos-cifar100-{p}", 5, ()) for p in (0.95, 0.9)),
+        *((f"dos-svhn-{p}", 5, ()) for p in (0.99, 0.95, 0.9, "balanced")),
+    ),
 }

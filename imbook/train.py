@@ -3,6 +3,7 @@
 Chapter 02 builds `fit` line by line.
 """
 
+import logging
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from imbook.fast import Step, chosen
 from imbook.metrics import confusion, recall
 from imbook.nets import prior_bias
 
@@ -134,6 +136,7 @@ def fit(
     checkpoint=None,
     every=10,
     tick=None,
+    fast=False,
 ):
     """Train `net` with `method` under `protocol`; returns the curve, a list of dicts, one an evaluated epoch.
 
@@ -144,10 +147,12 @@ def fit(
     epoch (see `FeatureGradients`), and `train_confusion` (C, C), of all training images after it, in evaluation mode.
     checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
     tick: called as tick(epochs done, row or None) after each epoch.
+    fast: the same steps by `imbook.fast`, which logs what it chose for this device (see `imbook.fast.chosen`).
 
     Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
     method needs a held-out set that is not given, the set has several labels an image and the method is for one, or the
-    checkpoint is of another run. Derived in chapter 02.
+    checkpoint is of another run; with fast, RuntimeError (naming method and operation) when the step cannot be
+    captured. Derived in chapter 02.
     """
     type(method)._check_labels(train.n)
     if method.needs_valid and valid is None:
@@ -174,6 +179,9 @@ def fit(
 
     watching = nullcontext() if instrument is None else FeatureGradients(net, method, instrument, train.n)
     with watching as gradients:
+        step = Step(net, method, optimiser, train, gradients) if fast else None
+        if fast:
+            logging.getLogger(__name__).info("fast: %s", chosen(net, device))
         for epoch in range(start, protocol.epochs):
             began = time.perf_counter()
             for group in optimiser.param_groups:
@@ -181,12 +189,15 @@ def fit(
             logged = _update(method, epoch, net, train, valid, seed)
             net.train(not frozen)
             losses = torch.zeros(len(train), dtype=train.mean.dtype, device=device)
-            for b, (x, y, i) in enumerate(train):
-                loss = method(net, x, y, i)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                losses[b] = loss.detach()
+            if fast:
+                step.epoch(losses)
+            else:
+                for b, (x, y, i) in enumerate(train):
+                    loss = method(net, x, y, i)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+                    losses[b] = loss.detach()
             gradient = None if gradients is None else gradients.take()
             _check_finite(losses, trained, epoch, checkpoint)
             if epoch + 1 == protocol.epochs:
@@ -333,7 +344,7 @@ def _decay_groups(net, parameters, protocol):
 
 def _check_finite(losses, parameters, epoch, checkpoint):
     bad = ~losses.isfinite()
-    if not bad.any() and all(p.isfinite().all() for p in parameters):
+    if not bad.any() and torch.stack([p.isfinite().all() for p in parameters]).all():  # one wait for the device
         return
     where = (
         f"batch {int(bad.int().argmax())} of {len(losses)}"

@@ -10,8 +10,8 @@ import torch
 import toys
 
 from imbook import data, results
-from imbook.experiments import TABLES, Cell, Split, Table, crossed, make, mfw_claims, run, together
-from imbook.train import Protocol
+from imbook.experiments import STAGES, TABLES, Cell, Split, Table, crossed, make, mfw_claims, run, steps, together
+from imbook.train import Protocol, fit
 
 SEEDS = dict(order=0, draw=1, train=2)
 CELL = Cell("a row", Split("digits", ratio=10, n_max=40, order="seed"), "mlp", Protocol("p", epochs=2, lr=0.05))
@@ -110,6 +110,51 @@ def test_every_named_fact_is_known():
     assert all(cell.fact in known for cell in CELLS.values() if cell.fact)
     for name, fact in known.items():
         assert {"value", "mark", "source"} <= set(fact) and fact["mark"] in "PSCR", name
+
+
+def test_all_that_is_declared_for_the_gpu_is_in_a_stage():
+    parts = [part for stage in STAGES.values() for part in stage]
+    assert {name for name, table in TABLES.items() if table.device == "cuda"} == {name for name, _, _ in parts}
+    for name, number, labels in parts:
+        assert number <= len(TABLES[name].seeds) and set(labels) <= {cell.label for cell in TABLES[name].cells}
+
+
+def test_tables_on_one_split_share_their_runs():
+    found = lambda name: {cell.key(SEEDS): cell.label for cell in TABLES[name].cells}  # noqa: E731
+    for data_set in ("cifar10", "cifar100"):
+        for profile in ("lt", "step"):
+            shared = found(f"methods-{data_set}-{profile}-100")
+            crl = set(found(f"crl-{data_set}-{profile}-100"))
+            assert {shared[k] for k in crl & set(shared)} == {
+                "cross entropy", "deferred re-weighting", "CRL, class, relative"
+            }  # fmt: skip
+        dos = set(found(f"dos-abstract-{data_set}-lt-100"))
+        shared = found(f"methods-{data_set}-lt-100")
+        assert {shared[k] for k in dos & set(shared)} == {"cross entropy", "DOS, k = 5"}
+
+
+@pytest.mark.parametrize(
+    "method, hyper",
+    [
+        ("CrossEntropy", {}),
+        ("OverSampling", {}),
+        ("OverSampling", {"whole": True, "start": 1}),
+        ("DOS", {"k": 2, "start": 1, "every": 1, "minority": "half"}),
+        ("DOS", {"k": 0, "start": 1}),
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_the_run(method, hyper):
+    cell = replace(CELL, method=method, hyper=hyper, protocol=replace(CELL.protocol, epochs=3, batch=16))
+    net, made, train, _, _ = make(cell, SEEDS)
+    taken = 0
+
+    def count(epoch, row):
+        nonlocal taken
+        taken += len(train)
+
+    fit(net, made, train, protocol=cell.protocol, tick=count)
+    assert steps(cell) == taken
 
 
 # Splits

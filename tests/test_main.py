@@ -14,6 +14,7 @@ import toys
 
 import imbook.__main__ as command
 from imbook import data, results
+from imbook.experiments import TABLES
 
 TABLE = dict(seeds=2, epochs=4)
 
@@ -55,6 +56,44 @@ def test_run_makes_what_is_missing(quick, tmp_path, capsys):
     (out / "quick.jsonl.gz").rename(again / "quick.jsonl.gz")
     assert set(results.load(again)) == keys(quick), "the archive holds them all"
     assert command.main(["run", "quick", "--out", str(again)]) == 0 and not list(again.glob("*.json"))
+
+
+def test_workers_share_the_queue(quick, tmp_path, capfd):
+    """Two processes of our own: each run once, one progress bar, one table at the end."""
+    assert command.main(["run", "quick", "--workers", "2", "--fast", "--out", str(tmp_path / "out")]) == 0
+    made = records(tmp_path / "out")
+    assert set(made) == keys(quick) and all(r["fast"] == "plain loop on cpu" for r in made.values())
+    printed, progress = capfd.readouterr()
+    assert printed.count("balanced accuracy in per cent") == 1 and "fast: plain loop on cpu" in printed
+    assert "16/16" in progress and "Traceback" not in progress, "four runs of four epochs, each counted once"
+
+
+def test_workers_of_a_real_table_in_a_dry_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "TABLES", TABLES)
+    assert command.main(["run", "digits", "--workers", "2", "--dry", "--out", str(tmp_path)]) == 0
+    assert set(records(tmp_path)) == {f"dry-{k}" for k in keys(TABLES["digits"])}
+
+
+def test_workers_keep_to_a_budget_and_a_broken_one_is_told(quick, tmp_path, capsys, monkeypatch):
+    run = ["run", "quick", "--workers", "2", "--out", str(tmp_path / "out")]
+    assert command.main([*run, "--budget", "0.1s"]) == 0
+    assert "the budget is spent: 4 runs are missing" in capsys.readouterr().out
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out/locks").write_text("not a folder")
+    assert command.main(run) == 1
+    assert "a worker ended with status 1" in capsys.readouterr().out
+
+
+def test_a_stage_is_parts_of_tables(quick, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "STAGES", {"stage-1": (("quick", 1, ("Weighted",)), ("quick", 2, ("CrossEntropy",)))})
+    assert command.main(["stages", "--ms", "30000", "--out", str(tmp_path)]) == 0
+    steps = 4 * -(-sum(data.long_tailed_counts(40, 10, 10)) // 64)  # of each of the three runs
+    assert re.search(rf"stage-1 +3 +3 +{3 * steps} +{1.5 * steps:.1f}\n", capsys.readouterr().out)
+    assert command.main(["run", "stage-1", "--out", str(tmp_path)]) == 0
+    made = {(r["method"], r["seeds"]["train"]) for r in records(tmp_path).values()}
+    assert made == {("Weighted", 0), ("CrossEntropy", 0), ("CrossEntropy", 1)}
+    printed = capsys.readouterr().out
+    assert printed.count("balanced accuracy in per cent") == 1, "a table that two parts are of is printed once"
 
 
 def test_shipped_records_are_not_run_again(quick, tmp_path, monkeypatch):

@@ -196,5 +196,6 @@ class LDAM(Weighted):
         self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
 
     def forward(self, net, x, y, i):
-        cosine = net(x) - F.one_hot(y, len(self.m)) * self.m  # (B, C)
+        own = y[:, None] == torch.arange(len(self.m), device=y.device)  # (B, C), one_hot would look at the values of y
+        cosine = net(x) - own * self.m  # (B, C)
         return weighted_cross_entropy(self.scale * cosine, y, self.w)

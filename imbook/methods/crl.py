@@ -48,7 +48,7 @@ def mine_classes(p, y, kappa):
     the highest. p: (B, C), rows sum to 1; y: (B,). Returns d_pos = |p_a - p_+| and d_neg = p_a - p_-, each (B, K),
     K = min(kappa, B), p being the score of the anchor's class; and for each whether the entry exists, bool (B, K).
     """
-    own = F.one_hot(y, p.shape[1]).bool()  # (B, C)
+    own = y[:, None] == torch.arange(p.shape[1], device=y.device)  # (B, C)
     k, anchor = min(kappa, len(y)), torch.arange(len(y), device=y.device)[:, None]
     low, positive = torch.where(own, p, math.inf).topk(k, dim=0, largest=False)  # (K, C)
     high, negative = torch.where(own, -math.inf, p).topk(k, dim=0)  # (K, C)
