@@ -241,14 +241,15 @@ def spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def time_network(name, images, protocol, rounds, method_rounds, device, peak):
+def time_network(name, images, protocol, rounds, method_rounds, device, peak, variants):
     """The rows of a network, and all times: cross entropy by every loop, then every method."""
     net, n, gpu = build(name, images), data.counts(images.y), device == "cuda"
     ours = partial(Ours, net, images, protocol, device)
     loops = {"plain": ours()} | {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
     if gpu:
+        loops["fast"] = ours(graph=True)
+    if gpu and variants:
         loops |= {
-            "fast": ours(graph=True),
             "fast, bfloat16": ours(graph=True, HALF=True),
             "fast, compiled": ours(graph=True, COMPILED=True),
             "fast, bfloat16, compiled": ours(graph=True, HALF=True, COMPILED=True),
@@ -359,6 +360,7 @@ def main():
     parser.add_argument(
         "--peak", type=float, nargs=2, metavar=("TFLOPS", "TBS"), help=f"of the device; known: {', '.join(PEAKS)}"
     )
+    parser.add_argument("--variants", action="store_true", help="on a GPU also bfloat16 and torch.compile: minutes")
     parser.add_argument("--json", help="also write all times to this file")
     options = parser.parse_args()
     if options.threads:
@@ -378,7 +380,9 @@ def main():
         protocol = Protocol("benchmark", epochs=1, batch=BATCH, lr=0.01, **augment)
         print(f"\n{name} on {source}, batch {BATCH}, {len(images.y)} images a round, {options.rounds} rounds")
         check_parity(name, images)
-        rows, times = time_network(name, images, protocol, options.rounds, options.method_rounds, options.device, peak)
+        rows, times = time_network(
+            name, images, protocol, options.rounds, options.method_rounds, options.device, peak, options.variants
+        )
         table += rows
         out[name] = {"data": source, **times}
         if gpu:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from imbook import data, results
 from imbook.experiments import STAGES, TABLES, run, steps
+from imbook.fast import CaptureError
 
 
 class BudgetSpent(Exception):
@@ -196,7 +197,7 @@ def _work(jobs, options, deadline, tell):
                     record = run(
                         cell, seeds, device, None if options.dry else checkpoint, tick, options.dry, options.fast
                     )
-                except FloatingPointError as error:  # one diverging run must not end the queue
+                except (FloatingPointError, CaptureError) as error:  # one such run must not end the queue
                     tell("failed", f"{name}: {cell.label}, seeds {seeds}: {error}")
                     continue
                 results.save(record, out)

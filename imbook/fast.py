@@ -21,15 +21,18 @@ def chosen(net, device):
     """What `fit(..., fast=True)` does on this device: 'cuda graph, channels_last, tf32', say, or the plain loop."""
     if device.type != "cuda":
         return f"plain loop on {device.type}"
-    last = any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters())
     parts = {
         "cuda graph": True,
-        "channels_last": last,
-        "tf32": torch.backends.cudnn.allow_tf32,
+        "channels_last": any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters()),
+        "tf32": torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0),
         "bfloat16": HALF,
         "torch.compile": COMPILED,
     }
     return ", ".join(name for name, on in parts.items() if on)
+
+
+class CaptureError(RuntimeError):
+    """The training step of a method cannot be captured; the message names the method and the operation."""
 
 
 class Step:
@@ -41,8 +44,8 @@ class Step:
     it drops the graphs and captures anew.
 
     train: `imbook.data.Batches`; optimiser: fused SGD; its learning rate becomes a tensor on the device.
-    gradients: the `imbook.train.FeatureGradients` that watches, or None. RuntimeError, naming method and operation,
-    where the step cannot be captured: there is no slow path in silence.
+    gradients: the `imbook.train.FeatureGradients` that watches, or None. `CaptureError` where the step cannot be
+    captured: there is no slow path in silence.
     """
 
     def __init__(self, net, method, optimiser, train, gradients=None):
@@ -65,8 +68,9 @@ class Step:
         for group in self.optimiser.param_groups:
             self.rate.fill_(group["lr"])
             group["lr"] = self.rate
-            for p in group["params"] if group["momentum"] else ():  # where the first step would make it
-                self.optimiser.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            for p in group["params"] if group["momentum"] else ():  # the first step would make it, within the graph
+                if "momentum_buffer" not in self.optimiser.state[p]:
+                    self.optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
         if self.captures and self.fixed != (now := self.what_is_fixed()):
             self.graphs.clear()
             self.fixed, self.pool = now, torch.cuda.graph_pool_handle()
@@ -114,7 +118,8 @@ class Step:
                 with watch, torch.cuda.graph(graph, pool=self.pool):
                     loss = self.run(i)
             except Exception as error:
-                raise RuntimeError(
+                self.fixed = None  # the memory pool of a capture that failed is not used again
+                raise CaptureError(
                     f"{type(self.method).__name__}: the training step cannot be captured, it failed at {watch.last} "
                     f"({error}). Train with fast=False, or rewrite that operation"
                 ) from error
@@ -122,12 +127,12 @@ class Step:
             return graph, i, loss, [(some, some[-1]) for some in kept]
 
     def warm_up(self, i):
-        """Two steps that leave nothing behind. RuntimeError naming each operation for which the host would wait."""
+        """Two steps that leave nothing behind. `CaptureError` naming each operation for which the host would wait."""
         with self.untouched():
             with Watch() as watch:
                 self.run(i)
             if watch.waits:
-                raise RuntimeError(
+                raise CaptureError(
                     f"{type(self.method).__name__}: the training step cannot be captured, as the host waits for the "
                     f"device in {', '.join(dict.fromkeys(watch.waits))}. Train with fast=False, or write it with "
                     "static shapes (a mask and torch.where, no values read back)"

@@ -151,8 +151,8 @@ def fit(
 
     Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
     method needs a held-out set that is not given, the set has several labels an image and the method is for one, or the
-    checkpoint is of another run; with fast, RuntimeError (naming method and operation) when the step cannot be
-    captured. Derived in chapter 02.
+    checkpoint is of another run; with fast, `imbook.fast.CaptureError` (naming method and operation) when the step
+    cannot be captured. Derived in chapter 02.
     """
     type(method)._check_labels(train.n)
     if method.needs_valid and valid is None:
