@@ -309,9 +309,10 @@ def side_by_side(name, images, protocol, device):
             optimiser = torch.optim.SGD(net.parameters(), protocol.lr, protocol.momentum, fused=True)
             steps.append(fast.Step(net, each.method, optimiser, each.train))
             steps[-1].epoch(torch.zeros(len(each.train), device=device))
-        torch.cuda.synchronize()
+        passes = [step.train.positions() for step in steps]
+        torch.cuda.synchronize()  # from here on the streams wait for nothing
         began = time.perf_counter()
-        for batches in zip(*(step.train.positions() for step in steps)):
+        for batches in zip(*passes):
             for step, stream, i in zip(steps, streams, batches):
                 with torch.cuda.stream(stream):
                     step(i)
