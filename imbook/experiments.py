@@ -505,7 +505,9 @@ def dos_table(title, split, net, protocol, seeds, device="cpu"):
 
 DOS_SWEPT = Split("mnist", "reduced", share=0.99, reduce=4, order="seed", valid=100)
 DOS_CHANGES = (  # one at a time
-    *((f"lambda {v:g}", {"lambda_": v}) for v in (0.0, 0.1, 10.0)),
+    *((f"lambda {v:g}", {"lambda_": v}) for v in (0.0, 0.1, 3.0, 10.0)),
+    ("distances over their spread", {"scale": "spread"}),
+    ("distances over their spread, lambda 0.1", {"scale": "spread", "lambda_": 0.1}),
     ("distances as they are", {"scale": "none"}),
     ("distances as they are, lambda 0.01", {"scale": "none", "lambda_": 0.01}),
     ("distances over D", {"scale": "features"}),
@@ -782,7 +784,7 @@ TABLES = {
         for p in (0.99, 0.95, 0.9)
     },
     "dos-mnist-balanced": dos_table(
-        "DOS on balanced MNIST", Split("mnist", "balanced"), "dos_net", DOS_MNIST, together(3)
+        "DOS on balanced MNIST", Split("mnist", "balanced"), "dos_net", DOS_MNIST, together(6)
     ),
     "dos-choices": Table(
         "DOS on MNIST, p = 0.99: what the paper leaves open, judged on the validation images",

@@ -362,18 +362,66 @@ def test_variance_within_against_the_loop():
     assert torch.allclose(variance_within(z, y, 4)[:3], torch.stack(expected)) and variance_within(z, y, 4)[3].isnan()
 
 
-@pytest.mark.parametrize("scale", ["none", "features", "spread"])
+@pytest.mark.parametrize("scale", ["variance", "spread", "features", "none"])
 def test_scales(scale):
     method = DOS(N, k=3, scale=scale, minority="half", **ROUNDS)
     made, train = began(method)
     chosen = small_classes(N, "half")[train.y]
     spread = squared_distance(method.z[chosen], method.z[method.near[chosen]]).mean().item()
-    assert method.scale.item() == pytest.approx({"none": 1, "features": 12, "spread": spread}[scale], rel=1e-5)
+    mean = [sum(column) / 64 for column in method.z.T.tolist()]
+    variance = sum((q - m) ** 2 for row in method.z.tolist() for q, m in zip(row, mean)) / 64
+    expected = {"variance": variance, "spread": spread, "features": 12, "none": 1}[scale]
+    assert method.scale.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale, same", [("variance", True), ("spread", True), ("features", False), ("none", False)])
+def test_which_scales_have_no_unit(scale, same):
+    """Features ten times as large, and a head that takes this back, are the same network."""
+    losses = []
+    for unit in (1, 10):
+        made, _ = toy(dtype=torch.float64)
+        with torch.no_grad():
+            made.hidden[0].weight.mul_(unit), made.hidden[0].bias.mul_(unit), made.head.weight.div_(unit)
+        method = DOS(N, k=3, w="equal", scale=scale, minority="half", **ROUNDS)
+        _, train = began(method, made=made, dtype=torch.float64)
+        i = (train.y == 2).nonzero().flatten()
+        losses.append(method(made, train.normalise(train.x[i]), train.y[i], i).item())
+    assert (abs(losses[1] / losses[0] - 1) < 1e-5) == same
+
+
+def test_the_variance_stays_when_a_class_contracts():
+    """... and the spread does not: divided by it, the pull on a tight class is as strong as on a wide one."""
+    y = data.Batches(toys.images(N.tolist())).y
+    wide = doubles(64, 12).float() + 3 * F.one_hot(y, 12)
+    tight = wide.clone()
+    tight[y == 2] = wide[y == 2].mean(0) + 0.1 * (wide[y == 2] - wide[y == 2].mean(0))
+    found = {}
+    for scale in ("variance", "spread"):
+        for name, z in (("wide", wide), ("tight", tight)):
+            method = DOS(torch.tensor([40, 30, 8]), k=3, scale=scale, **ROUNDS)  # the class of 8 alone is small
+            _, train = toy()
+            method.allocate(z), method.renew(z, train)
+            found[scale, name] = method.scale.item()
+    assert found["variance", "tight"] > 0.8 * found["variance", "wide"]
+    assert found["spread", "tight"] == pytest.approx(0.01 * found["spread", "wide"], rel=1e-3)
+
+
+def test_with_stored_neighbours_l_f_alone_moves_the_features_of_the_minority():
+    method = DOS(N, k=3, lambda_=0.0, minority="half", **ROUNDS)
+    made, train = began(method)
+    small = (train.y > 0).nonzero().flatten()
+    loss = method(made, train.normalise(train.x[small]), train.y[small], small)
+    f, g = torch.autograd.grad(loss, [made.hidden[0].weight, made.head.weight])
+    assert g.abs().max() > 0
+    rho_alone = f.abs().max().item()  # what is left: (5) and (10) depend on f(x), too
+    method.lambda_ = 1.0
+    pull = method(made, train.normalise(train.x[small]), train.y[small], small)
+    assert torch.autograd.grad(pull, made.hidden[0].weight)[0].abs().max() > 10 * rho_alone
 
 
 def test_without_any_neighbour_nothing_is_scaled():
     """Minority classes of one image each: distances are 0, and their mean cannot be divided by."""
-    method = DOS(torch.tensor([40, 1, 1]), k=5, **ROUNDS)
+    method = DOS(torch.tensor([40, 1, 1]), k=5, scale="spread", **ROUNDS)
     train = data.Batches(toys.images((40, 1, 1)), batch=16, seed=5)
     curve = fit(net(), method, train, protocol=RUN)
     assert method.scale == 1 and all(math.isfinite(r["loss"]) for r in curve) and curve[-1]["spread"] == 0

@@ -123,23 +123,27 @@ class DOS(Method):
     [1/R, k/R] is [1, k]. Open in the paper, and choices of ours [R]:
     minority: see `small_classes`. stage: the one that f ends with, default the last before the head. lambda_: weight
     of l'_f. w: see `draw_weights`, or 'none': equations (1) to (5), the neighbours and the image itself, no weights.
-    scale: what squared distances are divided by: 'none' (1, as printed), 'features' (D) or 'spread' (their mean over
-    the minority's neighbours, measured each round, so that it is 1). v: 'stored' (fixed through the round, gradient of
-    H(g(v), y) to g only) or 'live' (v = f of the neighbour's image, with gradient).
+    scale: what squared distances are divided by, measured each round: 'variance' (the mean squared distance of all
+    features to their mean: no unit, and it stays when one class contracts), 'spread' (the mean over the minority's
+    neighbours: no unit either, but it shrinks with the class, so that the pull does not fade), 'features' (D) or
+    'none' (1, as printed). v: 'stored' (fixed through the round: H(g(v), y) gives gradient to g only, and little but
+    l'_f moves f for a minority image) or 'live' (v = f of the neighbour's image, with gradient).
     read: also read the features by k nearest neighbours and logistic regression (`imbook.methods.features.readings`).
 
     Logs round, spread (that mean, unscaled), and within and within_majority: the variance of features around the class
     mean over that around the mean of all, a mean over minority and majority classes.
     """
 
+    version = 2  # 1 had the scale 'spread' by default
+
     def __init__(
-        self, n, k=5, r=1.0, start=3, every=2, minority="median", stage=None, lambda_=1.0, w="simplex", scale="spread",
-        v="stored", read=False,
+        self, n, k=5, r=1.0, start=3, every=2, minority="median", stage=None, lambda_=1.0, w="simplex",
+        scale="variance", v="stored", read=False,
     ):  # fmt: skip
         super().__init__()
         for name, value, known in (
             ("w", w, ("simplex", "uniform", "equal", "none")),
-            ("scale", scale, ("none", "features", "spread")),
+            ("scale", scale, ("variance", "spread", "features", "none")),
             ("v", v, ("stored", "live")),
         ):
             if value not in known:
@@ -222,8 +226,9 @@ class DOS(Method):
         train.order = torch.arange(len(z), device=z.device).repeat_interleave(self.times[train.y])
         chosen = self.near[:, 0] != torch.arange(len(z), device=z.device)  # those that have a neighbour
         spread = squared_distance(z[chosen], z[self.near[chosen]]).mean() if chosen.any() else torch.zeros(())
-        by = {"none": 1, "features": z.shape[1], "spread": spread if spread > 0 else 1}
-        self.scale.fill_(by[self.scale_by])
+        variance = (z - z.mean(0)).square().sum(1).mean()
+        by = {"none": 1, "features": z.shape[1], "spread": spread, "variance": variance}[self.scale_by]
+        self.scale.fill_(by if by > 0 else 1)
         self.measured[0] = spread
         within = variance_within(z, train.y, len(self.small))
         self.measured[1], self.measured[2] = (within[m].nanmean() for m in (self.small, ~self.small))
