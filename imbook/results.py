@@ -418,9 +418,9 @@ def judge(claims, frames):
     (mean of the sum less `above`), low, high, resolves, p as in `compare`, p_holm (corrected over the claims of a
     number and table) and verdict (`claim_verdict`).
     """
-    rows = []
+    rows, once = [], cache(lambda table: progress(frames[table]))
     for claim in claims:
-        values = sum(term[0] * _one_number(frames[term[1]], *term[2:]) for term in claim.terms)
+        values = sum(term[0] * _one_number(frames, once, *term[1:]) for term in claim.terms)
         rows.append(dict(number=claim.number, claim=claim.text, **_paired(values - claim.above)))
     table = pd.DataFrame(rows)
     together = [table["number"], [claim.terms[0][1] for claim in claims]]
@@ -429,15 +429,15 @@ def judge(claims, frames):
     return table
 
 
-def _one_number(runs, label, column, when=None):
+def _one_number(frames, progress_of, table, label, column, when=None):
     """A number for each set of seeds of a row: a Series, empty where nothing has run."""
-    runs = runs[runs["label"] == label]
+    runs = frames[table][frames[table]["label"] == label]
     if when is None or runs.empty:
         return runs.set_index(SEEDS).reindex(columns=[column])[column].astype(float)
-    rows = progress(runs)
+    rows = progress_of(table)
     last = rows["epoch"].max()
-    rows = rows[rows["epoch"].between(*{"early": (1, last / 10), "all": (1, last), "last": (last, last)}[when])]
-    return rows.groupby(SEEDS)[column].mean()
+    between = {"early": (1, last / 10), "all": (1, last), "last": (last, last)}[when]
+    return rows[(rows["label"] == label) & rows["epoch"].between(*between)].groupby(SEEDS)[column].mean()
 
 
 def _paired(d):
