@@ -9,7 +9,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from timing import images, in_turn, ratio, spread, steps, write
+from timing import images, in_turn, spread, step_ratios, write
 
 from imbook import data, nets, results
 from imbook.methods import CRL, CrossEntropy
@@ -34,15 +34,8 @@ def measure_steps(make, channels, pixels, classes, batch, batches, rounds):
     train = data.Batches(images(batch * batches, channels, pixels, classes), batch=batch)
     few = list(train)
     net = make(classes=classes, channels=channels)
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     rectified = {f"CRL, {level}, {form}": CRL(train.n, level, form, alpha=0.5) for level in LEVELS for form in FORMS}
-    methods = {"cross entropy": CrossEntropy(), **rectified}
-    work = {name: lambda method=method: steps(net, method, optimiser, few) for name, method in methods.items()}
-    seconds = in_turn(work, rounds)
-    return dict(
-        milliseconds={name: spread([1e3 * v / batches for v in values]) for name, values in seconds.items()},
-        ratio={name: ratio(seconds[name], seconds["cross entropy"]) for name in rectified},
-    )
+    return step_ratios(net, {"cross entropy": CrossEntropy(), **rectified}, few, rounds)
 
 
 def measure_loss(rounds, batch=128, classes=10, kappa=3):

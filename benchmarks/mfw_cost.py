@@ -9,7 +9,7 @@ import copy
 import sys
 
 import torch
-from timing import images, in_turn, ratio, spread, steps, write
+from timing import images, in_turn, ratio, spread, step_ratios, write
 
 from imbook import data, nets, results
 from imbook.methods import CDT, MFW, CrossEntropy, ManifoldMixup, Mixup, Remix
@@ -29,14 +29,8 @@ def measure_steps(make, channels, pixels, classes, batch, batches, rounds):
     torch.manual_seed(0)
     few = list(data.Batches(images(batch * batches, channels, pixels, classes), batch=batch))
     net, n = make(classes=classes, channels=channels), torch.tensor(data.step_counts(1000, 100, classes))
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     methods = {"cross entropy": CrossEntropy(), **{name: method(n) for name, method in METHODS.items()}}
-    work = {name: lambda method=method: steps(net, method, optimiser, few) for name, method in methods.items()}
-    seconds = in_turn(work, rounds)
-    return dict(
-        milliseconds={name: spread([1e3 * v / batches for v in values]) for name, values in seconds.items()},
-        ratio={name: ratio(seconds[name], seconds["cross entropy"]) for name in METHODS},
-    )
+    return step_ratios(net, methods, few, rounds)
 
 
 def measure_instruments(rounds):

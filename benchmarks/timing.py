@@ -53,6 +53,17 @@ def ratio(a, b):
     return spread([x / y for x, y in zip(a, b)])
 
 
+def step_ratios(net, methods, batches, rounds):
+    """Milliseconds of a training step of each method, {name: method}, and its ratio to that of "cross entropy"."""
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    work = {name: lambda method=method: steps(net, method, optimiser, batches) for name, method in methods.items()}
+    seconds = in_turn(work, rounds)
+    return dict(
+        milliseconds={name: spread([1e3 * v / len(batches) for v in values]) for name, values in seconds.items()},
+        ratio={name: ratio(seconds[name], seconds["cross entropy"]) for name in methods if name != "cross entropy"},
+    )
+
+
 def write(record, path):
     """The record with its provenance, as readable JSON."""
     with open(path, "w") as file:
