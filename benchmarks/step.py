@@ -4,11 +4,14 @@ The slow twin is what a tutorial usually shows: a Dataset of PIL images with tor
 an eager loop with torch.optim.SGD, on the same images and the same network. All are timed in alternation, a round
 each, after their results were found equal. Then every method of the book, with what it does between two epochs.
 
-Columns: milliseconds a step of the slow twin, of `fit` and of `fit(fast=True)` (on a CPU that is the plain loop, and is
-not timed twice); the step over that of cross entropy, its range over the rounds in brackets; the share of the roofline:
-the least time that the step's arithmetic or its memory traffic takes, over the time measured. FLOP are counted by
-torch. Bytes are those of an unfused step: each operation, forward, backward and of the optimiser, reads its inputs and
-writes its outputs once. A fused step can therefore come out above 1.
+First table: the stages between the twin and the fast form, one change a row, each with its gain over the row before
+(the median of the ratios, round by round; its range in brackets).
+
+Second table, columns: milliseconds a step of the slow twin, of `fit` and of `fit(fast=True)` (on a CPU that is the
+plain loop, and is not timed twice); the step over that of cross entropy, its range over the rounds in brackets; the
+share of the roofline: the least time that the step's arithmetic or its memory traffic takes, over the time measured.
+FLOP are counted by torch. Bytes are those of an unfused step: each operation, forward, backward and of the optimiser,
+reads its inputs and writes its outputs once. A fused step can therefore come out above 1.
 
 Numbers of different machines, or of a machine that does something else meanwhile, do not compare: ratios within one run
 do.
@@ -16,7 +19,7 @@ do.
 
 import argparse
 import copy
-import json
+import math
 import os
 import platform
 import statistics
@@ -25,6 +28,7 @@ from dataclasses import replace
 from functools import partial
 
 import pandas as pd
+import timing
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -116,6 +120,26 @@ class Twin:
         return time.perf_counter() - began
 
 
+class Written:
+    """The loop of `fit` written out, before its last changes; one call is one epoch and returns its seconds."""
+
+    def __init__(self, net, images, protocol, device, layout):
+        self.net = copy.deepcopy(net).to(device, memory_format=layout)
+        self.train = data.Batches(images, None, protocol.batch, 0, protocol.crop, protocol.flip, device)
+        self.optimiser, self.method = plain_sgd(self.net, protocol), CrossEntropy()
+
+    def __call__(self):
+        began = time.perf_counter()
+        self.net.train()
+        for x, y, i in self.train:
+            self.optimiser.zero_grad()
+            loss = self.method(self.net, x, y, i)
+            loss.backward()
+            self.optimiser.step()
+        loss.item()  # waits for the device
+        return time.perf_counter() - began
+
+
 class Ours:
     """The book's `fit` with `Batches`; one call trains two epochs and returns the seconds noted of the second.
 
@@ -127,6 +151,7 @@ class Ours:
         self.train = data.Batches(images, None, protocol.batch, 0, protocol.crop, protocol.flip, device)
         self.valid = data.Batches(images, torch.arange(250), device=device)
         self.method, self.variants = method or CrossEntropy(), {"HALF": False, "COMPILED": False} | variants
+        self.tf32 = self.variants.pop("tf32", True)
         if type(self.method).__name__ == "LDAM":
             self.net.head = nets.CosineHead(self.net.head.in_features, self.net.head.out_features)
 
@@ -134,7 +159,9 @@ class Ours:
         valid = self.valid if self.method.needs_valid else None
         for name, value in self.variants.items():
             setattr(fast, name, value)
+        torch.backends.cudnn.allow_tf32 = self.tf32
         first, second = fit(self.net, self.method, self.train, valid, protocol=self.protocol, fast=self.graph)
+        torch.backends.cudnn.allow_tf32 = True
         return second["seconds"] - first["seconds"]
 
     def work(self):
@@ -245,9 +272,13 @@ def time_network(name, images, protocol, rounds, method_rounds, device, peak, va
     """The rows of a network, and all times: cross entropy by every loop, then every method."""
     net, n, gpu = build(name, images), data.counts(images.y), device == "cuda"
     ours = partial(Ours, net, images, protocol, device)
-    loops = {"plain": ours()} | {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
+    loops = {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
+    loops["tensors"] = Written(net, images, protocol, device, torch.contiguous_format)
+    if any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters()):
+        loops["channels_last"] = Written(net, images, protocol, device, torch.preserve_format)
+    loops["plain"] = ours()
     if gpu:
-        loops["fast"] = ours(graph=True)
+        loops |= {"plain, without TF32": ours(tf32=False), "fast": ours(graph=True)}
     if gpu and variants:
         loops |= {
             "fast, bfloat16": ours(graph=True, HALF=True),
@@ -260,8 +291,9 @@ def time_network(name, images, protocol, rounds, method_rounds, device, peak, va
     for who in seconds:
         ratio = spread([a / b for a, b in zip(seconds[who], seconds["plain"])])
         print(f"  {who:25}{1000 * statistics.median(seconds[who]) / steps:9.3f} ms a step, {ratio} of the plain loop's")
+    stages = stages_of(name, seconds, best, steps)
 
-    makers = {m: make for m, make in METHODS.items() if m != "CRL"}
+    makers = {m: make for m, make in METHODS.items() if m not in ("CRL", "CNNCL")}  # CNNCL trains as cross entropy
     makers |= {f"CRL, {level}": partial(METHODS["CRL"], level=level, alpha=0.5) for level in LEVELS}
     makers |= {m: partial(METHODS[m], start=0, every=2) for m in ("DOS", "DOSAbstract")}  # within a round
     kinds = ("plain", "fast") if gpu else ("plain",)
@@ -290,8 +322,27 @@ def time_network(name, images, protocol, rounds, method_rounds, device, peak, va
                 "roofline": floor / statistics.median(quick or plain),
             }
         )
-    times = {"loops": seconds, "steps": steps, "best": best, "methods": {", ".join(w): v for w, v in each.items()}}
-    return rows, times
+    times = {"loops": seconds, "steps": steps, "best": best, "stages": stages}
+    return rows, {**times, "methods": {", ".join(w): v for w, v in each.items()}}
+
+
+STAGES = {  # the loops whose gain over the one before is a stage of its own
+    "tensors": "images as tensors on the device, whole batches at once",
+    "channels_last": "channels_last",
+    "plain": "fused SGD, nothing waits: the book's loop",
+    "fast": "a step as one CUDA graph",
+}
+
+
+def stages_of(name, seconds, best, steps):
+    """From the best slow twin to the fastest loop: rows with milliseconds a step and the gain over the row before."""
+    chain = [best, *(who for who in STAGES if who in seconds)]
+    rows = []
+    for before, who in zip([None, *chain], chain):
+        gain = spread([a / b for a, b in zip(seconds[before], seconds[who])]) if before else "-"
+        ms = 1000 * statistics.median(seconds[who]) / steps
+        rows.append({"network": name, "stage": STAGES.get(who, f"slow {who}"), "ms a step": ms, "gain": gain})
+    return rows
 
 
 def side_by_side(name, images, protocol, device):
@@ -372,7 +423,7 @@ def main():
     peak = options.peak or next((v for k, v in PEAKS.items() if gpu and k in where), None)
     print(f"{where}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{busy}; torch {torch.__version__}")
 
-    out = {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "batch": BATCH}
+    out = {"batch": BATCH}
     table = []
     for name in options.nets:
         steps = options.steps or (97 if gpu else 40 if name == "lenet" else 4)
@@ -390,12 +441,16 @@ def main():
             out[name]["side by side"] = side_by_side(name, images, protocol, options.device)
     if options.method_rounds:
         out["dos"] = compare_dos(options.method_rounds, options.device)
+    stages = [row for name in options.nets for row in out[name]["stages"]]
+    print(f"\n{where}: the stages, milliseconds a step")
+    print(pd.DataFrame(stages).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     if table:
         print(f"\n{where}: milliseconds a step")
         print(pd.DataFrame(table).to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="-"))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({**out, "table": table}, file, indent=1)
+        empty = lambda v: None if isinstance(v, float) and math.isnan(v) else v  # noqa: E731
+        table = [{k: empty(v) for k, v in row.items()} for row in table]
+        timing.write({**out, "table": table}, options.json, options.device)
 
 
 if __name__ == "__main__":

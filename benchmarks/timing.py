@@ -64,7 +64,7 @@ def step_ratios(net, methods, batches, rounds):
     )
 
 
-def write(record, path):
+def write(record, path, device="cpu"):
     """The record with its provenance, as readable JSON."""
     with open(path, "w") as file:
-        file.write(json.dumps(results.rounded(record | results.provenance("cpu"), 4), indent=1) + "\n")
+        file.write(json.dumps(results.rounded(record | results.provenance(device), 4), indent=1) + "\n")

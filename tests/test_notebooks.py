@@ -9,6 +9,7 @@ from pathlib import Path
 
 import method_cards
 import pytest
+import step_costs
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -240,6 +241,10 @@ def test_drift_guard_itself(text, found):
 
 def test_method_cards_page_is_up_to_date():
     assert (ROOT / "book/_generated/method-cards.md").read_text() == method_cards.cards(ROOT), "run `make generated`"
+
+
+def test_step_costs_page_is_up_to_date():
+    assert (ROOT / "book/_generated/step-costs.md").read_text() == step_costs.page(ROOT), "run `make generated`"
 
 
 def test_provenance_page_is_up_to_date():
