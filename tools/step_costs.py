@@ -61,8 +61,8 @@ def estimate(records):
         f"No T4 was at hand. A step of ResNet-32 with cross entropy at batch {counted[0]['batch']} is "
         f"{flop / 1e9:.1f} GFLOP and, unfused, moves {moved / 1e9:.2f} GB. A run of {number:,} steps (long-tailed "
         f"CIFAR-10, ratio 100, {CIFAR_200.epochs} epochs) then needs {compute:.1f} minutes of arithmetic at the T4's "
-        f"peak in float32, and {traffic:.1f} minutes of memory traffic if nothing is fused and no cache helps. That is the "
-        "least. Neither peak is reached in practice: our guess is twice the larger of the two, "
+        f"peak in float32, and {traffic:.1f} minutes of memory traffic if nothing is fused and no cache helps. That is "
+        "the least. Neither peak is reached in practice: our guess is twice the larger of the two, "
         f"{2 * max(compute, traffic):.0f} minutes."
     )
 
