@@ -25,6 +25,7 @@ def stages(record):
     parts = []
     for name in networks(record):
         lines = [[s["stage"], s["ms a step"], s["gain"]] for s in record[name]["stages"]]
+        lines[0][0] = lines[0][0].replace(" 1 workers", " 1 worker")
         parts += [f"**{name}**, batch {record['batch']}, images: {record[name]['data']}"]
         parts += [rows(["stage", "ms a step", "gain (×)"], lines)]
     return parts
