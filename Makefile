@@ -58,7 +58,7 @@ run: .venv/.ready
 
 generated: .venv/.ready
 	$(BIN)/python tools/method_cards.py > book/_generated/method-cards.md
-	$(BIN)/python tools/step_costs.py > book/_generated/step-costs.md
+	PYTHONPATH=benchmarks $(BIN)/python tools/step_costs.py > book/_generated/step-costs.md
 	$(BIN)/python -m imbook provenance > book/_generated/provenance.md
 	$(BIN)/python -m imbook table fashion --cell "cross entropy" --cell "inverse frequency" --cell "logit adjustment" \
 		--figure book/_static/readme.png

@@ -2,7 +2,8 @@
 
 The slow twin is what a tutorial usually shows: a Dataset of PIL images with torchvision's transforms, a DataLoader, and
 an eager loop with torch.optim.SGD, on the same images and the same network. All are timed in alternation, a round
-each, after their results were found equal. Then every method of the book, with what it does between two epochs.
+each, after twin and loop were found to give the same numbers. Then every method of the book, with what it does between
+two epochs.
 
 First table: the stages between the twin and the fast form, one change a row, each with its gain over the row before
 (the median of the ratios, round by round; its range in brackets).

@@ -1,15 +1,17 @@
 """Print what a step costs on each device, from imbook/records/steps-*.json, for book/_generated/step-costs.md.
 
-The records are written by benchmarks/step.py. The estimate for a T4 uses the FLOP and bytes that it counts.
+The records are written by benchmarks/step.py, whose folder must be on the path. The estimate for a T4 uses the FLOP and
+bytes that it counts.
 """
 
 import json
 from pathlib import Path
 
+from step import PEAKS
+
 from imbook.data import long_tailed_counts
 from imbook.experiments import CIFAR_200
 
-T4 = 8.1e12, 0.32e12  # FLOP/s in float32 and bytes/s, from the vendor's data sheet
 IMAGES = int(sum(long_tailed_counts(5000, 100, 10)))  # of long-tailed CIFAR-10, ratio 100: the run that is estimated
 
 
@@ -56,7 +58,7 @@ def estimate(records):
         return None
     flop, moved = 1e9 * counted[0]["GFLOP"], 1e9 * counted[0]["GB"]
     number = CIFAR_200.epochs * -(-IMAGES // CIFAR_200.batch)
-    compute, traffic = number * flop / T4[0] / 60, number * moved / T4[1] / 60
+    compute, traffic = (number * work / (1e12 * peak) / 60 for work, peak in zip((flop, moved), PEAKS["T4"]))
     return (
         "## A T4, estimated\n\n"
         f"No T4 was at hand. A step of ResNet-32 with cross entropy at batch {counted[0]['batch']} is "
@@ -77,7 +79,7 @@ def page(root):
         parts += [f"## {r['device'].strip()}, {r['threads']} {'thread' if r['threads'] == 1 else 'threads'}"]
         parts += [f"torch {r['versions']['torch']}, python {r['versions']['python']}, {r['time'][:10]}"]
         parts += ["### Stage by stage", *stages(r), "### Method by method", methods(r)]
-    if not any(r["versions"].get("cuda") or "NVIDIA" in r["device"] for r in records):
+    if not any("NVIDIA" in r["device"] for r in records):
         parts += ["## A GPU", "Pending: nothing has been measured on a GPU yet."]
     return "\n\n".join([*parts, *filter(None, [estimate(records)])]) + "\n"
 
