@@ -10,7 +10,20 @@ import torch
 import toys
 
 from imbook import data, results
-from imbook.experiments import STAGES, TABLES, Cell, Split, Table, crossed, make, mfw_claims, run, steps, together
+from imbook.experiments import (
+    STAGES,
+    TABLES,
+    Cell,
+    Split,
+    Table,
+    common_claims,
+    crossed,
+    make,
+    mfw_claims,
+    run,
+    steps,
+    together,
+)
 from imbook.train import Protocol, fit
 
 SEEDS = dict(order=0, draw=1, train=2)
@@ -131,6 +144,11 @@ def test_tables_on_one_split_share_their_runs():
         dos = set(found(f"dos-abstract-{data_set}-lt-100"))
         shared = found(f"methods-{data_set}-lt-100")
         assert {shared[k] for k in dos & set(shared)} == {"cross entropy", "DOS, k = 5"}
+    of_chapters = set().union(*(found(f"{chapter}-cifar10") for chapter in ("crl", "cdb", "dos", "mfw")))
+    assert set(found("methods-cifar10")) <= of_chapters
+    of_chapters = set().union(*(found(name) for name in ("crl-fashion", "cdb-fashion", "mfw-fashion-lt-100")))
+    new = {label for key, label in found("methods-fashion-lt-100").items() if key not in of_chapters}
+    assert new == {"DOS, k = 5", "over-sampling, as often as DOS"}
 
 
 @pytest.mark.parametrize(
@@ -391,11 +409,12 @@ def test_the_training_seed_draws_the_network_and_the_batches():
     assert not torch.equal(first, its_first)
 
 
-def test_every_claim_of_chapter_07_names_rows_that_are_run_with_enough_seeds():
-    together = Counter((claim.number, claim.terms[0][1]) for claim in mfw_claims())
+@pytest.mark.parametrize("claims", [mfw_claims(), common_claims()], ids=["chapter 07", "common tables"])
+def test_every_claim_names_rows_that_are_run_with_enough_seeds(claims):
+    together = Counter((claim.number, claim.terms[0][1]) for claim in claims)
     for (_, table), size in together.items():  # else no result could pass the corrected test
         assert size * 2 / 2 ** len(TABLES[table].seeds) < 0.05
-    for claim in mfw_claims():
+    for claim in claims:
         for _, table, label, column, *when in claim.terms:
             cells = {cell.label: cell for cell in TABLES[table].cells}
             assert label in cells and len(TABLES[table].seeds) >= 6, claim
