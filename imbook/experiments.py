@@ -209,13 +209,14 @@ def run(cell, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=F
     )
 
 
-def steps(cell):
+def steps(cell, n=None):
     """The number of training steps of one run of a cell: what its time is made of.
 
-    From the labels of its data set, which must be there. Counted with the visits of a method that repeats images from
-    an epoch on (`imbook.methods.dos.DOS`, `imbook.methods.baselines.OverSampling`).
+    n: the class sizes (C,) of a run; without them those of the labels of its data set, which must be there. Counted
+    with the visits of a method that repeats images from an epoch on (`imbook.methods.dos.DOS`,
+    `imbook.methods.baselines.OverSampling`).
     """
-    n, p = _class_sizes(cell.split), cell.protocol
+    n, p = _class_sizes(cell.split) if n is None else n, cell.protocol
     method = METHODS[cell.method](n, **cell.hyper)
     visits, start = int(n.sum()), p.epochs
     if getattr(method, "k", 0):

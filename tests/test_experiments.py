@@ -172,7 +172,7 @@ def test_steps_are_those_of_the_run(method, hyper):
         taken += len(train)
 
     fit(net, made, train, protocol=cell.protocol, tick=count)
-    assert steps(cell) == taken
+    assert steps(cell) == steps(cell, train.n) == taken
 
 
 # Splits
