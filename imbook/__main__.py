@@ -42,7 +42,7 @@ def main(arguments=None):
     command = commands.add_parser("run", help="run what is missing of some tables")
     command.add_argument("tables", nargs="+", metavar="TABLE", choices=[*TABLES, *STAGES, "all"], help="tables, stages")
     command.add_argument("--cell", action="append", help="only the cells whose label holds this text")
-    command.add_argument("--seeds", type=int, help="only the first k sets of seeds")
+    command.add_argument("--seeds", type=_positive, help="only the first k sets of seeds")
     command.add_argument("--device", default=None, choices=["cpu", "cuda"], help="default: the table's own")
     command.add_argument("--budget", type=_seconds, help="stop cleanly after this time, such as 90s, 9m or 2h")
     command.add_argument("--out", default="runs", help="folder for new records (default: runs)")
@@ -50,8 +50,8 @@ def main(arguments=None):
         "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th run from the I-th, I = 1 .. N"
     )
     command.add_argument("--fast", action="store_true", help="whole steps as CUDA graphs, where there is a GPU")
-    command.add_argument("--workers", type=int, default=1, help="processes that share the queue and the device")
-    command.add_argument("--dry", action="store_true", help="two steps a run, kept out of every table")
+    command.add_argument("--workers", type=_positive, default=1, help="processes that share the queue and the device")
+    command.add_argument("--dry", action="store_true", help="two short epochs a run, kept out of every table")
     options = parser.parse_args(arguments)
     return globals()[f"_{options.command}"](options)
 
@@ -77,10 +77,9 @@ def _list(options):
 
 def _stages(options):
     everything = argparse.Namespace(out=options.out, dry=False, seeds=None, cell=None, shard=(0, 1))
-    nothing = argparse.Namespace(**{**vars(everything), "out": None})
     rows, without = [], set()
     for name in STAGES:
-        todo, number, many = _missing([name], everything), len(_missing([name], nothing)), 0
+        todo, number, many = _missing([name], everything), len(_missing([name], everything, have=())), 0
         for _, cell, _ in todo:
             try:
                 many += steps(cell)
@@ -120,7 +119,10 @@ def _table(options):
     _print_table(table, options.out)
     if options.figure:
         runs = results.frame(table, options.out)
-        _save_figure(runs[runs["label"].isin(options.cell)] if options.cell else runs, options.figure)
+        runs = runs[runs["label"].isin(options.cell)] if options.cell else runs
+        if runs.empty:
+            raise ValueError(f"no records to draw: python -m imbook run {options.table}, or name another --cell")
+        _save_figure(runs, options.figure)
     return 0
 
 
@@ -140,9 +142,18 @@ def _provenance(options):
 def _run(options):
     names = list(TABLES) if "all" in options.tables else options.tables
     tables = list(dict.fromkeys(table for name in names for table, _, _ in _parts(name)))
-    deadline = time.monotonic() + options.budget if options.budget else float("inf")
+    deadline = time.monotonic() + options.budget if options.budget is not None else float("inf")
     out, news = Path(options.out), {"failed": {}, "stopped": {}, "fast": {}}  # each a set in order of arrival
     todo = _missing(names, options)
+    if not todo and options.cell and not _missing(names, options, have=()):
+        raise ValueError(f"no cell of {', '.join(names)} has {' or '.join(map(repr, options.cell))} in its label")
+    jobs = [(name, options.device or TABLES[name].device, cell, seeds) for name, cell, seeds in todo]
+    if not torch.cuda.is_available() and (on_gpu := list(dict.fromkeys(job[0] for job in jobs if job[1] == "cuda"))):
+        if "all" not in options.tables:
+            raise ValueError(f"{', '.join(on_gpu)} need a GPU, none is here: leave them out, or add --device cpu")
+        jobs = [job for job in jobs if job[1] != "cuda"]
+        print(f"left out, no GPU is here: {', '.join(on_gpu)}")
+    todo = [(name, cell, seeds) for name, _, cell, seeds in jobs]
     bar = tqdm(total=sum(_length(cell, options) for _, cell, _ in todo), unit="epoch", disable=not todo)
 
     def tell(what, value):
@@ -153,7 +164,6 @@ def _run(options):
         elif what == "epochs" or options.workers == 1:  # what another worker of ours holds is counted there
             bar.update(value)
 
-    jobs = [(name, options.device or TABLES[name].device, cell, seeds) for name, cell, seeds in todo]
     if options.workers == 1:
         _work(jobs, options, lambda: deadline, tell)
     else:
@@ -197,9 +207,12 @@ def _work(jobs, options, deadline, tell):
                     record = run(
                         cell, seeds, device, None if options.dry else checkpoint, tick, options.dry, options.fast
                     )
-                except (FloatingPointError, CaptureError) as error:  # one such run must not end the queue
+                except (FloatingPointError, CaptureError, torch.OutOfMemoryError) as error:
                     tell("failed", f"{name}: {cell.label}, seeds {seeds}: {error}")
-                    continue
+                    if isinstance(error, CaptureError) and error.__cause__ is not None:
+                        tell("stopped", "a capture broke off and may have spoiled this process")
+                        return
+                    continue  # one such run must not end the queue
                 results.save(record, out)
                 checkpoint.unlink(missing_ok=True)
                 if options.fast:
@@ -246,8 +259,8 @@ def _parts(name):
     return STAGES.get(name, ((name, None, ()),))
 
 
-def _missing(names, options):
-    have, seen, todo = results.load(options.out), set(), []
+def _missing(names, options, have=None):
+    have, seen, todo = results.load(options.out) if have is None else have, set(), []
     for name, number, labels in (part for wanted in names for part in _parts(wanted)):
         table = TABLES[name]
         for cell, seeds in table.runs():
@@ -288,6 +301,12 @@ def _seconds(text):
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r}: write a number and s, m or h, such as 9m")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 1 on")
+    return int(text)
 
 
 def _shard(text):

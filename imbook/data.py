@@ -50,8 +50,12 @@ class Images:
         ValueError for a class that is not there, and for several labels an image.
         """
         _check_one_label(self.y)
-        if not len(classes) or any(c not in range(len(self.classes)) for c in classes):
-            raise ValueError(f"classes {list(classes)}: choose from 0 to {len(self.classes) - 1}")
+        if (
+            not len(classes)
+            or any(c not in range(len(self.classes)) for c in classes)
+            or len(set(classes)) < len(classes)
+        ):
+            raise ValueError(f"classes {list(classes)}: choose from 0 to {len(self.classes) - 1}, each once")
         keep = torch.isin(self.y, torch.tensor(classes))
         y = (self.y[keep, None] == torch.tensor(classes)).int().argmax(1)
         return Images(self.x[keep], y, tuple(self.classes[c] for c in classes), self.mean, self.std)

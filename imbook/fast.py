@@ -32,7 +32,11 @@ def chosen(net, device):
 
 
 class CaptureError(RuntimeError):
-    """The training step of a method cannot be captured; the message names the method and the operation."""
+    """The training step of a method cannot be captured; the message names the method and the operation.
+
+    Where it has a cause (`__cause__`) the capture itself broke off, and the process should end: the torch of now may
+    leave its allocator and generators in the state of a capture. Without one the step was refused before it.
+    """
 
 
 class Step:
@@ -112,13 +116,14 @@ class Step:
                 warnings.simplefilter("ignore")
                 graph.register_generator_state(self.train.generator)
         self.optimiser.zero_grad()  # so that the graph makes its own gradients
-        watch = Watch()
+        watch, outside = Watch(), torch.cuda.current_stream()
         with _timed_algorithms(), self.untouched():
             try:
                 with watch, torch.cuda.graph(graph, pool=self.pool):
                     loss = self.run(i)
             except Exception as error:
                 self.fixed = None  # the memory pool of a capture that failed is not used again
+                torch.cuda.set_stream(outside)
                 raise CaptureError(
                     f"{type(self.method).__name__}: the training step cannot be captured, it failed at {watch.last} "
                     f"({error}). Train with fast=False, or rewrite that operation"
@@ -213,7 +218,10 @@ def _generator(device):
 
 @contextmanager
 def _timed_algorithms():
-    """cuDNN times its algorithms at the first call of each convolution and keeps the fastest."""
+    """cuDNN times its algorithms at the first call of each convolution in a process, and keeps the fastest.
+
+    A convolution that was called before, untimed, keeps what it had.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

@@ -9,13 +9,17 @@ import torch
 def confusion(scores, y):
     """How often each true class (row) was predicted as each class (column): int64 (C, C).
 
-    scores: (N, C), or predicted classes (N,) with C the largest label of both + 1; y: int64 (N,).
+    scores: (N, C), or predicted classes (N,) with C the largest label of both + 1; y: int64 (N,). ValueError where a
+    label has no column in the scores.
     """
     if scores.ndim == 1:
         predicted, classes = scores, int(torch.maximum(scores.max(), y.max())) + 1
     else:
         predicted, classes = scores.argmax(1), scores.shape[1]
-    return torch.bincount(y * classes + predicted, minlength=classes**2).view(classes, classes)
+    counts = torch.bincount(y * classes + predicted, minlength=classes**2)
+    if len(counts) > classes**2:
+        raise ValueError(f"a label of {int(y.max())}, and scores of {classes} classes")
+    return counts.view(classes, classes)
 
 
 def accuracy(matrix):

@@ -51,6 +51,8 @@ def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
     Input (B, channels, size, size); logits (B, C). Source: Ando and Huang 2017.
     """
     side = ((size - 4) // 2 - 4) // 2
+    if side < 1:
+        raise ValueError(f"images of {size} x {size} are too small for this network: at least 16 x 16")
     return _stages(
         stage1=nn.Sequential(nn.Conv2d(channels, maps[0], 5), nn.ReLU(), nn.MaxPool2d(2)),
         stage2=nn.Sequential(nn.Conv2d(maps[0], maps[1], 5), nn.ReLU(), nn.MaxPool2d(2)),
@@ -161,10 +163,13 @@ class Heads(nn.Linear):
 def prior_bias(net, classes):
     """Set the head's bias to -log((1 - p) / p), p = 1 / classes, as CDB's released code does; returns the net.
 
-    ValueError for several labels an image, which that code does not have.
+    ValueError for several labels an image, which that code does not have, and for a head without a bias.
     """
-    if isinstance(net.head, Heads):
-        raise ValueError("the prior bias is for one label an image: choose a protocol with prior_bias=False")
+    if isinstance(net.head, Heads) or net.head.bias is None:
+        raise ValueError(
+            f"the prior bias is for one label an image and a head with a bias, here is {net.head}: choose a protocol "
+            "with prior_bias=False"
+        )
     with torch.no_grad():
         net.head.bias.fill_(-torch.tensor(classes - 1.0).log())
     return net

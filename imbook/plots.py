@@ -72,7 +72,8 @@ def recall_by_size(runs, ax=None):
         order = np.argsort(-np.hstack(run["record"]["n"]), kind="stable")
         points += [{"label": run["label"], "rank": r + 1, "recall": by_class[c]} for r, c in enumerate(order)]
     ax = _band(pd.DataFrame(points), "rank", "recall", ax, errorbar="se", marker="o")
-    ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)", xticks=range(1, len(order) + 1))
+    ticks = range(1, len(order) + 1, -(-len(order) // 20))
+    ax.set(xlabel="class by size (1: the largest)", ylabel="recall (%)", xticks=ticks)
     return ax
 
 
@@ -133,7 +134,8 @@ def _mean(value):
 
 
 def _methods(labels):
-    return dict(zip(labels, sns.color_palette("colorblind", len(labels))))
+    few = len(labels) <= 10  # the palette for colour-blind readers has ten colours and would repeat them
+    return dict(zip(labels, sns.color_palette("colorblind" if few else "husl", len(labels))))
 
 
 def _band(points, x, y, ax, errorbar="sd", **line):

@@ -9,6 +9,7 @@ import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -146,7 +147,7 @@ def fit(
     instrument: a stage; the curve then also gives `gradient`, the mean norm of dL/dz of each class over the row's last
     epoch (see `FeatureGradients`), and `train_confusion` (C, C), of all training images after it, in evaluation mode.
     checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
-    tick: called as tick(epochs done, row or None) after each epoch.
+    tick: called as tick(epochs done, row or None) after each epoch; what it raises ends the run, after a checkpoint.
     fast: the same steps by `imbook.fast`, which logs what it chose for this device (see `imbook.fast.chosen`).
 
     Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
@@ -170,10 +171,11 @@ def fit(
         momentum=protocol.momentum,
         fused=True,
     )
-    curve, start = [], 0
+    curve, start, spent = [], 0, 0.0
+    identity = _identity(method, protocol, seed, instrument)  # of now: a method may change its attributes in training
     if checkpoint is not None and Path(checkpoint).exists():
-        curve, start = _restore(checkpoint, net, method, optimiser, train, protocol)
-    spent = curve[-1]["seconds"] if curve else 0.0
+        curve, start, spent = _restore(checkpoint, identity, net, method, optimiser, train)
+    save = partial(_save, checkpoint, identity, net, method, optimiser, train, curve)
     if start == protocol.epochs:
         _finish(method, start, net, train, seed)
 
@@ -220,10 +222,16 @@ def fit(
                         if name == "train" and gradient is not None:
                             row |= {"gradient": gradient, "train_confusion": confusion(scores, y).tolist()}
                 curve.append(row)
-            if checkpoint is not None and ((epoch + 1) % every == 0 or epoch + 1 == protocol.epochs):
-                _save(checkpoint, net, method, optimiser, train, protocol, curve, epoch + 1)
+            saved = (epoch + 1) % every == 0 or epoch + 1 == protocol.epochs
+            if checkpoint is not None and saved:
+                save(epoch + 1, spent)
             if tick is not None:
-                tick(epoch + 1, row)
+                try:
+                    tick(epoch + 1, row)
+                except BaseException:  # a stop: what is trained by now is kept
+                    if checkpoint is not None and not saved:
+                        save(epoch + 1, spent)
+                    raise
     return curve
 
 
@@ -296,10 +304,14 @@ def evaluate(net, batches, method=None):
     Scores are `method.predict(net, x)`, or net(x) without a method; for several labels an image a tuple of (N, C_j).
     """
     predict = net if method is None else lambda x: method.predict(net, x)
-    modes = net.training, method is not None and method.training
+    modules = [m for some in (net, method) if some is not None for m in some.modules()]
+    modes = [m.training for m in modules]
     net.eval(), method is not None and method.eval()
-    scores, labels = zip(*((predict(x), y) for x, y, _ in batches.plain()))
-    net.train(modes[0]), method is not None and method.train(modes[1])
+    try:
+        scores, labels = zip(*((predict(x), y) for x, y, _ in batches.plain()))
+    finally:
+        for m, mode in zip(modules, modes):
+            m.training = mode
     scores = tuple(map(torch.cat, zip(*scores))) if isinstance(scores[0], tuple) else torch.cat(scores)
     return scores, torch.cat(labels)
 
@@ -358,13 +370,18 @@ def _check_finite(losses, parameters, epoch, checkpoint):
     )
 
 
-def _save(path, net, method, optimiser, train, protocol, curve, epoch):
+def _identity(method, protocol, seed, instrument):
+    """What makes a run another run: plain data. The method's hyper-parameters are among its plain attributes."""
+    plain = {k: repr(v) for k, v in vars(method).items() if k[0] != "_" and isinstance(v, int | float | str | None)}
+    known = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}
+    return [type(method).__name__, type(method).version, plain, known, seed, instrument]
+
+
+def _save(path, identity, net, method, optimiser, train, curve, epoch, spent):
     state = dict(
-        identity=[
-            type(method).__name__,
-            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
-        ],
+        identity=identity,
         epoch=epoch,
+        spent=spent,
         curve=curve,
         net=net.state_dict(),
         method=method.state_dict(),
@@ -381,9 +398,8 @@ def _save(path, net, method, optimiser, train, protocol, curve, epoch):
     os.replace(part, path)
 
 
-def _restore(path, net, method, optimiser, train, protocol):
+def _restore(path, identity, net, method, optimiser, train):
     state = torch.load(path, map_location=train.x.device, weights_only=True)
-    identity = [type(method).__name__, {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}]
     if state["identity"] != identity:
         raise ValueError(
             f"{path} holds a checkpoint of another run ({state['identity']}): remove it, or name another file"
@@ -397,4 +413,4 @@ def _restore(path, net, method, optimiser, train, protocol):
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), train.x.device)
-    return state["curve"], state["epoch"]
+    return state["curve"], state["epoch"], state["spent"]

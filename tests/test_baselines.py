@@ -240,3 +240,14 @@ def test_over_sampling_in_training():
 def test_the_registry_names_the_classes():
     assert all(METHODS[name].__name__ == name for name in METHODS) and "CrossEntropy" in METHODS
     assert all(isinstance(m.version, int) and m.__doc__ for m in METHODS.values())
+
+
+@pytest.mark.parametrize("make", [LogitAdjusted, BalancedSoftmax])
+def test_a_class_without_images_has_no_prior(make):
+    with pytest.raises(ValueError, match="a class without images has no prior"):
+        make(torch.tensor([10, 0, 5]))
+
+
+def test_ldam_needs_a_head_of_cosines():
+    with pytest.raises(ValueError, match="net.head = CosineHead"):
+        LDAM(N)(toys.net(), toys.images().x.float(), toys.images().y, None)

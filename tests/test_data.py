@@ -148,7 +148,7 @@ def test_only_keeps_and_relabels_in_the_order_given():
     two = some.only((2, 0))
     assert two.classes == ("class 2", "class 0") and data.counts(two.y).tolist() == [7, 5]
     assert torch.equal(two.x[two.y == 1], some.x[some.y == 0]) and torch.equal(two.x[two.y == 0], some.x[some.y == 2])
-    for bad in ((3,), (), (-1, 0)):
+    for bad in ((3,), (), (-1, 0), (1, 1)):
         with pytest.raises(ValueError, match="choose from 0 to 2"):
             some.only(bad)
 

@@ -5,7 +5,10 @@ On a CPU all of it but the capture itself. The tests marked `on_gpu` need a CUDA
 
 import inspect
 import logging
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from imbook import data, nets
 from imbook.experiments import run
 from imbook.fast import CaptureError, Step, Watch, chosen
-from imbook.methods import METHODS, CrossEntropy
+from imbook.methods import METHODS
 from imbook.methods.crl import FORMS, LEVELS
 from imbook.train import FeatureGradients, Method, Protocol, _update, fit
 
@@ -342,15 +345,23 @@ def test_graphs_are_captured_anew_where_a_table_was_replaced():
     assert all(step.graphs[size] is not graphs.get(size) for size in step.graphs)
 
 
-@on_gpu
-def test_a_capture_that_fails_names_method_and_operation(monkeypatch):
+def break_a_capture():
+    """For a process of its own: a capture that breaks off may leave torch's allocator and generators broken."""
     net, train = toys.net().double().cuda(), prepare("CrossEntropy", {}, "cuda")[2]
     method = Reading(lambda h, y: h.sum().item())
     step = Step(net, method, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=True), train)
     with pytest.raises(CaptureError, match="Reading.*_local_scalar_dense"):
         step.epoch(torch.zeros(len(train), dtype=torch.float64, device="cuda"))
-    monkeypatch.setattr(Step, "warm_up", lambda self, i: None)  # as if the list of such operations had a hole
-    with pytest.raises(CaptureError, match="Reading.*it failed at aten._local_scalar_dense"):
+    Step.warm_up = lambda self, i: None  # as if the list of such operations had a hole
+    outside = torch.cuda.current_stream()
+    with pytest.raises(CaptureError, match="Reading.*it failed at aten._local_scalar_dense") as caught:
         step.epoch(torch.zeros(len(train), dtype=torch.float64, device="cuda"))
-    torch.cuda.synchronize()
-    Step(net, CrossEntropy(), step.optimiser, train).epoch(torch.zeros(len(train), dtype=torch.float64, device="cuda"))
+    assert caught.value.__cause__ is not None and torch.cuda.current_stream() == outside
+    print("broken off, as it should")
+
+
+@on_gpu
+def test_a_capture_that_fails_names_method_and_operation():
+    command = [sys.executable, "-c", "import test_fast; test_fast.break_a_capture()"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert "broken off, as it should" in done.stdout, done.stderr

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 import toys
 
 import imbook.__main__ as command
 from imbook import data, results
 from imbook.experiments import TABLES
+from imbook.fast import CaptureError
 
 TABLE = dict(seeds=2, epochs=4)
 
@@ -167,6 +170,8 @@ def shard_of(table, k, shards, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["run", "quick", "--workers", "0"],
+        ["run", "quick", "--seeds", "-1"],
         ["run", "quick", "--budget", "soon"],
         ["run", "quick", "--budget", "9"],
         ["run", "quick", "--shard", "0/3"],
@@ -317,3 +322,41 @@ def test_errors_are_one_line(tmp_path):
     )  # fmt: skip
     assert code.returncode == 1 and code.stderr.startswith("imbook: ") and "0.json" in code.stderr
     assert len(code.stderr.splitlines()) == 1
+
+
+def test_tables_that_need_a_gpu(quick, monkeypatch, capsys, tmp_path):
+    """Named, they are an error before anything has run; in `all` they are left out, and it is said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    large = replace(quick, cells=tuple(replace(cell, net="lenet") for cell in quick.cells), device="cuda")
+    monkeypatch.setattr(command, "TABLES", {"large": large, "quick": quick})
+    worked = []
+    monkeypatch.setattr(command, "_work", lambda jobs, *_: worked.append([job[:2] for job in jobs]))
+    with pytest.raises(ValueError, match="large need a GPU, none is here: .*--device cpu"):
+        command.main(["run", "large", "quick"])
+    assert worked == []
+    command.main(["run", "large", "--device", "cpu"])
+    command.main(["run", "all"])
+    assert [set(jobs) for jobs in worked] == [{("large", "cpu")}, {("quick", "cpu")}]
+    assert "left out, no GPU is here: large" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_not_there_and_a_figure_of_nothing(quick, tmp_path):
+    with pytest.raises(ValueError, match="no cell of quick has 'nonsense' in its label"):
+        command.main(["run", "quick", "--cell", "nonsense", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="no records to draw: python -m imbook run quick"):
+        command.main(["table", "quick", "--figure", str(tmp_path / "f.png"), "--out", str(tmp_path)])
+
+
+def test_a_capture_that_broke_off_ends_the_process_and_one_that_was_refused_does_not(
+    quick, monkeypatch, tmp_path, capsys
+):
+    def broken(*_):
+        raise CaptureError("x") from RuntimeError("y")
+
+    def refused(*_):
+        raise CaptureError("x")
+
+    for run, times in ((broken, 1), (refused, len(command.TABLES["quick"].runs()))):
+        monkeypatch.setattr(command, "run", run)
+        assert command.main(["run", "quick", "--out", str(tmp_path)]) == 1
+        assert capsys.readouterr().out.count("failed, no record") == times

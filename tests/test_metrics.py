@@ -103,3 +103,8 @@ def test_a_class_that_is_never_predicted():
 def test_a_matrix_may_be_a_list():
     assert metrics.accuracy([[3, 1], [2, 4]]) == pytest.approx(0.7)
     assert metrics.recall([[3, 1], [2, 4]]).tolist() == pytest.approx([0.75, 2 / 3])
+
+
+def test_a_label_without_a_column_is_named():
+    with pytest.raises(ValueError, match="a label of 5, and scores of 3 classes"):
+        metrics.confusion(torch.eye(3), torch.tensor([0, 1, 5]))

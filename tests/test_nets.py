@@ -67,6 +67,9 @@ def test_depths_and_sizes_that_cannot_be():
         with pytest.raises(ValueError, match=f"depth {depth}: .* 6 k"):
             nets.resnet(depth)
     assert len(nets.resnet(20).stage2) == 3
+    with pytest.raises(ValueError, match="8 x 8 are too small .*at least 16 x 16"):
+        nets.dos_net(10, 1, 8)
+    nets.dos_net(10, 1, 16)(torch.zeros(1, 1, 16, 16))
     with pytest.raises(ValueError, match="8 x 8 are too small"):
         nets.lenet(size=8)
     assert nets.lenet(size=32)(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
@@ -150,6 +153,13 @@ def test_heads_are_separate_classifiers():
     for bad in ((), (3, 1), (0,)):
         with pytest.raises(ValueError, match="one number a label, each at least 2"):
             nets.Heads(16, bad)
+
+
+def test_prior_bias_needs_a_bias():
+    net = nets.lenet()
+    net.head = nets.CosineHead(84, 10)
+    with pytest.raises(ValueError, match="a head with a bias, here is CosineHead"):
+        nets.prior_bias(net, 10)
 
 
 def test_prior_bias_starts_at_the_prior():

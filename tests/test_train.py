@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ import toys
 from torch import nn
 
 from imbook import data, metrics
-from imbook.methods import METHODS, MFW, CrossEntropy, LogitAdjusted, ManifoldMixup, Mixup, OverSampling, Weighted
+from imbook.methods import (
+    METHODS,
+    MFW,
+    CrossEntropy,
+    Focal,
+    LogitAdjusted,
+    ManifoldMixup,
+    Mixup,
+    OverSampling,
+    Weighted,
+)
 from imbook.methods.baselines import over_sample
 from imbook.train import FeatureGradients, Method, Protocol, evaluate, fit, group_recall, learning_rate
 
@@ -390,14 +401,38 @@ def test_resuming_a_finished_run_gives_its_curve(tmp_path):
     assert [f.name for f in file.parent.iterdir()] == ["run.pt"], "no half-written file is left"
 
 
-@pytest.mark.parametrize("change", ["method", "protocol"])
-def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "run.pt"
-    train_one("CrossEntropy", checkpoint=file)
-    method = Weighted(torch.tensor([24, 12, 6])) if change == "method" else CrossEntropy()
-    protocol = SHORT if change == "method" else replace(SHORT, lr=0.06)
-    with pytest.raises(ValueError, match=f"{file} holds a checkpoint of another run .*remove it"):
-        fit(toys.net(), method, batches()[0], protocol=protocol, checkpoint=file)
+    first = dict(method=Focal(gamma=1.0), protocol=SHORT, seed=0)
+    go = lambda **change: fit(toys.net(), train=batches()[0], checkpoint=file, **first | change)  # noqa: E731
+    go()
+    for change in (
+        {"method": CrossEntropy()},
+        {"method": Focal(gamma=2.0)},
+        {"protocol": replace(SHORT, lr=0.06)},
+        {"seed": 1},
+        {"instrument": "stage1"},
+    ):
+        with pytest.raises(ValueError, match=f"{file} holds a checkpoint of another run .*remove it"):
+            go(**change)
+    go()
+    monkeypatch.setattr(Focal, "version", 2)
+    with pytest.raises(ValueError, match="another run"):
+        go()
+
+
+def test_a_stop_keeps_the_epochs_and_the_seconds_so_far(tmp_path, monkeypatch):
+    """A budget ends between two checkpoints: the next process goes on from the epoch that was done last."""
+    monkeypatch.setattr(time, "perf_counter", count(0, 1).__next__)  # each epoch takes a second or more
+    file, seen = tmp_path / "run.pt", []
+    protocol = replace(SHORT, epochs=5, watch=5)
+    go = lambda tick: fit(  # noqa: E731
+        toys.net(), CrossEntropy(), batches()[0], protocol=protocol, checkpoint=file, tick=tick
+    )
+    with pytest.raises(Killed):
+        go(kill_at(3))
+    curve = go(lambda done, row: seen.append(done))
+    assert seen == [4, 5] and curve[-1]["seconds"] == 5
 
 
 class Trap:
@@ -788,3 +823,14 @@ def test_an_instrument_that_cannot_measure_is_refused():
 
     with pytest.raises(ValueError, match="puts out 32 rows for 16 labels"):
         watched(Twice())
+
+
+def test_evaluation_puts_each_module_back():
+    net, method = toys.net().train(), LogitAdjusted(torch.tensor([24, 12, 6]))
+    net.stem.eval()
+    evaluate(net, batches()[2], method)
+    assert net.training and not net.stem.training and net.stage1.training
+    method.predict = lambda net, x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        evaluate(net, batches()[2], method)
+    assert net.training and not net.stem.training

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from imbook.nets import CosineHead
 from imbook.train import Method
 
 
@@ -97,6 +98,13 @@ class Focal(Method):
         return (-((-torch.expm1(log_p)).clamp(min=0) ** self.gamma) * log_p).mean()
 
 
+def log_prior(n, tau=1.0):
+    """tau * log(n_c / N): (C,). n: images a class (C,); ValueError where a class has none."""
+    if n.min() < 1:
+        raise ValueError("a class without images has no prior: leave it out of the set")
+    return tau * (n / n.sum()).log()
+
+
 def over_sample(y, per_class=None, generator=None):
     """Positions in y such that every class appears `per_class` times, default n_max: int64 (C * per_class,).
 
@@ -145,7 +153,7 @@ class LogitAdjusted(CrossEntropy):
 
     def __init__(self, n, tau=1.0):
         super().__init__()
-        self.register_buffer("shift", tau * (n / n.sum()).log())  # (C,)
+        self.register_buffer("shift", log_prior(n, tau))  # (C,)
 
     def predict(self, net, x):
         return net(x) - self.shift
@@ -159,7 +167,7 @@ class BalancedSoftmax(Method):
 
     def __init__(self, n, tau=1.0):
         super().__init__()
-        self.register_buffer("shift", tau * (n / n.sum()).log())  # (C,)
+        self.register_buffer("shift", log_prior(n, tau))  # (C,)
 
     def forward(self, net, x, y, i):
         return F.cross_entropy(net(x) + self.shift, y)
@@ -196,6 +204,9 @@ class LDAM(Weighted):
         self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
 
     def forward(self, net, x, y, i):
+        head = getattr(net, "head", None)
+        if head is not None and not isinstance(head, CosineHead):
+            raise ValueError(f"LDAM needs a head of cosines, here is {head}: net.head = CosineHead(D, C)")
         own = y[:, None] == torch.arange(len(self.m), device=y.device)  # (B, C), one_hot would look at the values of y
         cosine = net(x) - own * self.m  # (B, C)
         return weighted_cross_entropy(self.scale * cosine, y, self.w)
