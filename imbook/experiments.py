@@ -815,7 +815,14 @@ TABLES = {
     ),
     "methods-cifar10": Table(
         "The methods of the book on CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *common_rows(CIFAR_SHORT)),
+        rows(
+            CIFAR10_LT,
+            "resnet8",
+            CIFAR_SHORT,
+            *common_rows(CIFAR_SHORT),
+            BASELINES[1],
+            (OFTEN, *dos_over_sampling(CIFAR_SHORT)[1:]),
+        ),
         together(3),
     ),
     "dos-mnist-balanced": dos_table(
