@@ -646,7 +646,7 @@ def test_several_labels_resume_bit_for_bit(tmp_path):
 
 def test_the_prior_bias_is_for_one_label():
     train = data.Batches(toys.images().derive(((0, 1, 2), (0, 0, 1))), batch=16, seed=0)
-    with pytest.raises(ValueError, match="prior bias is for one label an image: .* prior_bias=False"):
+    with pytest.raises(ValueError, match="prior bias is for one label an image .* prior_bias=False"):
         fit(toys.net(classes=(3, 2)), CrossEntropy(), train, protocol=replace(SHORT, prior_bias=True))
 
 
