@@ -144,9 +144,10 @@ def _run(options):
     tables = list(dict.fromkeys(table for name in names for table, _, _ in _parts(name)))
     deadline = time.monotonic() + options.budget if options.budget is not None else float("inf")
     out, news = Path(options.out), {"failed": {}, "stopped": {}, "fast": {}}  # each a set in order of arrival
-    todo = _missing(names, options)
-    if not todo and options.cell and not _missing(names, options, have=()):
+    labels = [cell.label for name in tables for cell in TABLES[name].cells]
+    if options.cell and not any(text in label for text in options.cell for label in labels):
         raise ValueError(f"no cell of {', '.join(names)} has {' or '.join(map(repr, options.cell))} in its label")
+    todo = _missing(names, options)
     jobs = [(name, options.device or TABLES[name].device, cell, seeds) for name, cell, seeds in todo]
     if not torch.cuda.is_available() and (on_gpu := list(dict.fromkeys(job[0] for job in jobs if job[1] == "cuda"))):
         if "all" not in options.tables:

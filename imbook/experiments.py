@@ -522,12 +522,13 @@ def common_claims():
     Each method against cross entropy (1), against logit adjustment (2), which costs nothing, and against deferred
     re-weighting (3), the simplest of the strong ones; DOS against its own visits (4).
     """
-    methods = [m[0] for m in common_rows(SMALL)[2:]]
-    pairs = [(k, m, rival) for k, rival in enumerate((CE[0], "logit adjustment", deferred(SMALL)[0]), 1)
-             for m in methods]  # fmt: skip
-    terms = lambda *two: tuple((s, "methods-fashion", label, "balanced_accuracy") for s, label in zip((1, -1), two))  # noqa: E731
-    return tuple(Claim(k, f"{m} is better than {rival}", terms(m, rival))
-                 for k, m, rival in (*pairs, (4, "DOS, k = 5", OFTEN)))  # fmt: skip
+    methods = [label for label, *_ in common_rows(SMALL)[2:]]
+    asked = [
+        (k, m, rival) for k, rival in ((1, CE[0]), (2, "logit adjustment"), (3, deferred(SMALL)[0])) for m in methods
+    ]
+    asked.append((4, "DOS, k = 5", OFTEN))
+    term = lambda sign, label: (sign, "methods-fashion", label, "balanced_accuracy")  # noqa: E731
+    return tuple(Claim(k, f"{m} is better than {rival}", (term(1, m), term(-1, rival))) for k, m, rival in asked)
 
 
 DOS_SWEPT = Split("mnist", "reduced", share=0.99, reduce=4, order="seed", valid=100)

@@ -3,6 +3,7 @@
 Chapter 02 builds `fit` line by line.
 """
 
+import inspect
 import logging
 import math
 import os
@@ -82,9 +83,13 @@ class Method(nn.Module):
     readings = {}  # {name: Method}: other ways to predict from the same network, set by finish()
     several_labels = False  # whether y may be (B, labels) and net(x) a tuple
 
-    def __new__(cls, n=None, *_, **__):
-        cls._check_labels(n)
-        return super().__new__(cls)
+    def __new__(cls, *given, **named):
+        made = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(None, *given, **named)
+        bound.apply_defaults()
+        cls._check_labels(bound.arguments.get("n"))
+        made.arguments = {k: repr(v) for k, v in bound.arguments.items()}  # by them a checkpoint knows its run
+        return made
 
     @classmethod
     def _check_labels(cls, n):
@@ -172,7 +177,7 @@ def fit(
         fused=True,
     )
     curve, start, spent = [], 0, 0.0
-    identity = _identity(method, protocol, seed, instrument)  # of now: a method may change its attributes in training
+    identity = _identity(method, protocol, seed, instrument)
     if checkpoint is not None and Path(checkpoint).exists():
         curve, start, spent = _restore(checkpoint, identity, net, method, optimiser, train)
     save = partial(_save, checkpoint, identity, net, method, optimiser, train, curve)
@@ -371,10 +376,9 @@ def _check_finite(losses, parameters, epoch, checkpoint):
 
 
 def _identity(method, protocol, seed, instrument):
-    """What makes a run another run: plain data. The method's hyper-parameters are among its plain attributes."""
-    plain = {k: repr(v) for k, v in vars(method).items() if k[0] != "_" and isinstance(v, int | float | str | None)}
-    known = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}
-    return [type(method).__name__, type(method).version, plain, known, seed, instrument]
+    """What makes a run another run, as plain data."""
+    surroundings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}
+    return [type(method).__name__, method.version, method.arguments, surroundings, seed, instrument]
 
 
 def _save(path, identity, net, method, optimiser, train, curve, epoch, spent):

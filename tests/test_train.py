@@ -409,13 +409,20 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
     for change in (
         {"method": CrossEntropy()},
         {"method": Focal(gamma=2.0)},
+        {"method": Focal(torch.tensor([24, 12, 6]), 1.0)},
         {"protocol": replace(SHORT, lr=0.06)},
         {"seed": 1},
         {"instrument": "stage1"},
     ):
         with pytest.raises(ValueError, match=f"{file} holds a checkpoint of another run .*remove it"):
             go(**change)
-    go()
+    go(method=Focal(None, 1.0))  # the same, written in another way
+    first["method"] = Weighted(torch.tensor([24, 12, 6]), scheme="effective")
+    file.unlink(), go(), go()  # the same object again, whose weights have changed since
+    with pytest.raises(ValueError, match="another run"):  # a hyper-parameter that only buffers hold
+        go(method=Weighted(torch.tensor([24, 12, 6]), scheme="inverse"))
+    first["method"] = Focal()
+    file.unlink(), go()
     monkeypatch.setattr(Focal, "version", 2)
     with pytest.raises(ValueError, match="another run"):
         go()
