@@ -387,8 +387,11 @@ MFW_ABLATIONS = tuple(
 
 
 def deferred(protocol, label="deferred re-weighting", method="Weighted", **hyper):
-    """A row whose inverse-frequency weights start after four fifths of the epochs, as in the field's protocol."""
-    return label, method, {**hyper, "start": protocol.epochs * 4 // 5}
+    """A row whose inverse-frequency weights start after four fifths of the epochs, as in the field's protocol.
+
+    The loss is torch's weighted mean, as there: under milestones a mean over samples would learn 5 to 25 times slower.
+    """
+    return label, method, {**hyper, "start": protocol.epochs * 4 // 5, "reduction": "weights"}
 
 
 def mfw_rows(split, net, protocol):

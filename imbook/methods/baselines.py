@@ -57,23 +57,26 @@ def weighted_cross_entropy(h, y, w, reduction="samples"):
 
 
 class Weighted(Method):
-    """Cross entropy with a weight a class: the mean over the samples of w_y * -log p_y.
+    """Cross entropy with one weight per class: the mean of w_y * -log p_y.
 
     scheme: 'inverse' (`inverse_frequency`) or 'effective' (`effective_number` with `beta`). start: weights are 1 before
-    this epoch (deferred re-weighting, Cao et al. 2019). The mean is over samples, not over weights: torch's
-    cross_entropy(weight=...) divides by the batch's sum of weights instead.
+    this epoch (deferred re-weighting, Cao et al. 2019). reduction: 'samples' divides by the batch size, 'weights' by
+    the batch's sum of weights, as torch's cross_entropy(weight=...) and the field's deferred re-weighting do. Under
+    'samples' a step's loss changes scale when the weights come on, which under milestones is another learning rate.
     """
 
-    def __init__(self, n, scheme="inverse", beta=0.999, start=0):
+    def __init__(self, n, scheme="inverse", beta=0.999, start=0, reduction="samples"):
         super().__init__()
-        if scheme not in ("inverse", "effective"):
-            raise ValueError(f"scheme {scheme!r}: choose 'inverse' or 'effective'")
-        self.start = start
+        if scheme not in ("inverse", "effective") or reduction not in ("samples", "weights"):
+            raise ValueError(
+                f"scheme {scheme!r}, reduction {reduction!r}: choose 'inverse' or 'effective', 'samples' or 'weights'"
+            )
+        self.start, self.reduction = start, reduction
         self.register_buffer("target", inverse_frequency(n) if scheme == "inverse" else effective_number(n, beta))
         self.register_buffer("w", torch.ones_like(self.target))  # (C,)
 
     def forward(self, net, x, y, i):
-        return weighted_cross_entropy(net(x), y, self.w)
+        return weighted_cross_entropy(net(x), y, self.w, self.reduction)
 
     def update(self, epoch, net, train, valid):
         if epoch == self.start:
@@ -197,8 +200,10 @@ class LDAM(Weighted):
     Source: Cao et al. 2019.
     """
 
-    def __init__(self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160):
-        super().__init__(n, scheme, beta, start)
+    def __init__(
+        self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160, reduction="weights"
+    ):  # fmt: skip
+        super().__init__(n, scheme, beta, start, reduction)
         m = n.double() ** -0.25
         self.scale = scale
         self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
@@ -209,4 +214,4 @@ class LDAM(Weighted):
             raise ValueError(f"LDAM needs a head of cosines, here is {head}: net.head = CosineHead(D, C)")
         own = y[:, None] == torch.arange(len(self.m), device=y.device)  # (B, C), one_hot would look at the values of y
         cosine = net(x) - own * self.m  # (B, C)
-        return weighted_cross_entropy(self.scale * cosine, y, self.w)
+        return weighted_cross_entropy(self.scale * cosine, y, self.w, self.reduction)

@@ -67,7 +67,7 @@ class MFW(Weighted):
     mixed ('input': the images). partner: see `partners`, or 'none': nothing is mixed in, z becomes lambda z; 'major'
     classes are those larger than the median. low: least lambda. weakened: 'large', the method; as ablations
     'small', the law upside down, or 'all' classes by the strength alike. start: from this epoch on weights a class are
-    added (deferred re-weighting; `scheme`, `beta`: see `Weighted`), None: never.
+    added (deferred re-weighting; `scheme`, `beta`, `reduction`: see `Weighted`), None: never.
     """
 
     def __init__(
@@ -82,8 +82,9 @@ class MFW(Weighted):
         start=None,
         scheme="inverse",
         beta=0.999,
+        reduction="samples",
     ):
-        super().__init__(n, scheme, beta, start)
+        super().__init__(n, scheme, beta, start, reduction)
         if strength < 0 or gamma < 0 or not 0 <= low <= 1:
             raise ValueError(f"strength {strength}, gamma {gamma}, low {low}: all from 0, low up to 1")
         if partner not in ("any", "major", "minor", "group", "none") or weakened not in ("large", "small", "all"):
@@ -101,4 +102,4 @@ class MFW(Weighted):
         z = net[:k](x)  # (B, ...)
         partner = None if self.partner == "none" else partners(y, self.major, self.partner)
         z = mix(z, partner, draw_lambda(self.a[y].to(z.dtype), self.low))
-        return weighted_cross_entropy(net[k:](z), y, self.w)
+        return weighted_cross_entropy(net[k:](z), y, self.w, self.reduction)
