@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 HALF, COMPILED = False, False
 
 
-def chosen(net, device):
+def describe(net, device):
     """What `fit(..., fast=True)` does on this device: 'cuda graph, channels_last, tf32', say, or the plain loop."""
     if device.type != "cuda":
         return f"plain loop on {device.type}"
@@ -29,6 +29,9 @@ def chosen(net, device):
         "torch.compile": COMPILED,
     }
     return ", ".join(name for name, on in parts.items() if on)
+
+
+chosen = describe  # until its callers have moved
 
 
 class CaptureError(RuntimeError):

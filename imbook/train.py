@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from imbook.fast import Step, chosen
+from imbook.fast import Step, describe
 from imbook.metrics import confusion, recall
 from imbook.nets import prior_bias
 
@@ -88,7 +88,8 @@ class Method(nn.Module):
         bound = inspect.signature(cls.__init__).bind_partial(None, *given, **named)
         bound.apply_defaults()
         cls._check_labels(bound.arguments.get("n"))
-        made.arguments = {k: repr(v) for k, v in bound.arguments.items()}  # by them a checkpoint knows its run
+        made.arguments = {k: _plain(v) for k, v in bound.arguments.items()}  # by them a checkpoint knows its run
+        made._made_with, made._fitted = (given, named), False
         return made
 
     @classmethod
@@ -98,6 +99,30 @@ class Method(nn.Module):
                 f"{cls.__name__} is for one label an image, here are {len(n)}: choose a method whose several_labels is "
                 "True, such as CrossEntropy"
             )
+
+    def restart(self):
+        """Make the method anew, in place, from the arguments it was made with: what training left in it is gone.
+
+        `fit` does so for a method that was fitted before. Random weights of the method's own layers are drawn anew from
+        torch's global generator. ValueError where an argument is a module, which training has changed.
+        """
+        (given, named), own = self._made_with, {k: vars(self)[k] for k in ("arguments", "_made_with")}
+        changed = [type(v).__name__ for v in (*given, *named.values()) if isinstance(v, nn.Module | nn.Parameter)]
+        if changed:
+            raise ValueError(
+                f"{type(self).__name__} was trained before and holds a {changed[0]} that it was given, which is trained "
+                "as well: make both anew for another training"
+            )
+        vars(self).clear()
+        vars(self).update(own, _fitted=False)
+        self.__init__(*given, **named)
+
+    def visits(self, n, epoch):
+        """How many images epoch `epoch` (0, 1, ...) visits: an integer, N unless the method changes `train.order`.
+
+        n: as the method's own. Training steps are counted by it (`imbook.experiments.steps`).
+        """
+        return int((n[0] if isinstance(n, tuple) else n).sum())
 
     def forward(self, net, x, y, i):
         """The loss of a batch, a scalar.
@@ -153,7 +178,7 @@ def fit(
     epoch (see `FeatureGradients`), and `train_confusion` (C, C), of all training images after it, in evaluation mode.
     checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
     tick: called as tick(epochs done, row or None) after each epoch; what it raises ends the run, after a checkpoint.
-    fast: the same steps by `imbook.fast`, which logs what it chose for this device (see `imbook.fast.chosen`).
+    fast: the same steps by `imbook.fast`, which logs what it chose for this device (see `imbook.fast.describe`).
 
     Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
     method needs a held-out set that is not given, the set has several labels an image and the method is for one, or the
@@ -188,7 +213,7 @@ def fit(
     with watching as gradients:
         step = Step(net, method, optimiser, train, gradients) if fast else None
         if fast:
-            logging.getLogger(__name__).info("fast: %s", chosen(net, device))
+            logging.getLogger(__name__).info("fast: %s", describe(net, device))
         for epoch in range(start, protocol.epochs):
             began = time.perf_counter()
             for group in optimiser.param_groups:
@@ -329,6 +354,17 @@ def group_recall(scores, y, classes, groups=None):
     if groups is None:
         return by_class.tolist()
     return [by_class[groups == g].nanmean().item() for g in range(int(groups.max()) + 1)]
+
+
+def _plain(value):
+    """An argument as plain data, whole: what `repr` shortens or says of an address would tell no two runs apart."""
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), value.tolist()]
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value if isinstance(value, int | float | str | None) else repr(value)
 
 
 def _update(method, epoch, net, train, valid, seed):

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imbook import data, nets
 from imbook.experiments import run
-from imbook.fast import CaptureError, Step, Watch, chosen
+from imbook.fast import CaptureError, Step, Watch, describe
 from imbook.methods import METHODS
 from imbook.methods.crl import FORMS, LEVELS
 from imbook.train import FeatureGradients, Method, Protocol, _update, fit
@@ -143,12 +143,12 @@ def test_on_a_cpu_it_is_the_plain_loop_and_says_so(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "imbook"):
         fit(net, method, train, protocol=replace(STEPS, epochs=1, milestones=()), fast=True)
     assert [r.getMessage() for r in caplog.records] == ["fast: plain loop on cpu"]
-    assert chosen(net, torch.device("cpu")) == "plain loop on cpu"
+    assert describe(net, torch.device("cpu")) == "plain loop on cpu"
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert chosen(net, gpu) == "cuda graph, channels_last, tf32" and chosen(nets.lenet(), gpu) == "cuda graph, tf32"
+    assert describe(net, gpu) == "cuda graph, channels_last, tf32" and describe(nets.lenet(), gpu) == "cuda graph, tf32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert chosen(net, gpu) == "cuda graph, channels_last"
+    assert describe(net, gpu) == "cuda graph, channels_last"
 
 
 def test_a_record_says_how_it_was_made():
