@@ -1,8 +1,12 @@
-"""Networks as nn.Sequential of named stages.
+"""The book's networks, and the features and classifier of any network.
 
-`net[:k]` and `net[k:]` cut them, `net[:-1](x)` embeds, `net.head` classifies. `classes` is C for one label an image;
-for several it is a tuple of numbers of classes, and the network returns a tuple of logits (see `Heads`).
+The book's networks are nn.Sequential of named stages, the last of them `head`. `classes` is C for one label per image;
+for several labels it is a tuple of numbers of classes, and the network returns a tuple of logits (see `Heads`).
 Chapter 02 opens LeNet; the residual networks are those of He et al. 2016 for CIFAR.
+
+`classifier`, `replace_classifier`, `features` and `tap` work on any nn.Module. A *stage* is 'input' (x itself), the
+name of any submodule as in `net.named_modules()` ('stage3', 'layer4', 'encoder.layers.encoder_layer_1'), or None for
+what the classifier is given.
 """
 
 from collections import OrderedDict
@@ -121,33 +125,174 @@ def resnet32(classes=10, channels=3):
 
 
 def cut(net, stage):
-    """k such that net[:k] ends with the named stage and net[k:] goes on from its features; 0 for 'input'.
+    """k such that net[:k] ends with the named stage; 0 for 'input'. Goes once the methods read stages by `tap`."""
+    return 0 if stage == "input" else list(dict(net.named_children())).index(stage) + 1
 
-    Raises ValueError for a stage that the network does not have.
+
+def classifier(net):
+    """The name of the network's classifier, as in `net.named_modules()`: 'head', or the last linear layer there is.
+
+    'head' (or the last linear layer within it) where the network has a submodule of that name, else the last nn.Linear
+    that `named_modules` lists: 'fc', 'classifier.3' and 'heads.head' in torchvision's networks. ValueError without one.
     """
-    names = ["input", *(name for name, _ in net.named_children())]
-    if stage not in names:
-        raise ValueError(f"stage {stage!r}: this network has {', '.join(names)}")
-    return names.index(stage)
+    within = {name: m for name, m in net.named_modules() if name.split(".")[0] == "head"}
+    linear = [name for name, m in (within or dict(net.named_modules())).items() if isinstance(m, nn.Linear)]
+    if linear or within:
+        return linear[-1] if linear else "head"
+    raise ValueError(f"{type(net).__name__} has no linear layer to classify: name the layer that does it 'head'")
+
+
+def replace_classifier(net, classes, name=None):
+    """Put a new classifier in the place of the old one, in any network; returns the network.
+
+    classes: C for nn.Linear(D, C), a tuple of numbers for `Heads`, or the layer itself, such as CosineHead(D, C), D
+    being the number of features that the old one takes. name: the layer to replace (default: `classifier(net)`). The
+    new layer takes the old one's device and dtype. ValueError for a name that is not there and for another D.
+
+    >>> replace_classifier(resnet8(10), CosineHead(64, 5)).head
+    CosineHead(in_features=64, out_features=5, bias=False)
+    """
+    name = classifier(net) if name is None else name
+    old = _submodule(net, name)
+    inputs = getattr(old, "in_features", None)  # D
+    if isinstance(classes, nn.Module):
+        new = classes
+    elif inputs is None:
+        raise ValueError(f"{name!r} is {old}, which does not say how many features it takes: pass a layer")
+    else:
+        new = _head(inputs, tuple(classes) if isinstance(classes, list | tuple) else classes)
+    if inputs is not None and getattr(new, "in_features", inputs) != inputs:
+        raise ValueError(f"{name!r} takes {inputs} features, the new layer takes {new.in_features}: make it fit")
+    like = next(old.parameters(), None)
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, new if like is None else new.to(like))
+    return net
+
+
+def features(net, x, stage=None):
+    """z, what `stage` puts out for x, the features that the classifier is given where stage is None: (B, ...).
+
+    The network runs as far as that stage, where it is called for the first time: what comes later is neither computed
+    nor, as BatchNorm is, updated. ValueError as `tap`.
+    """
+
+    def stop(z):
+        raise _Reached(z)
+
+    try:
+        tap(net, x, {stage: stop})
+    except _Reached as reached:
+        return reached.z
+
+
+def tap(net, x, changes):
+    """net(x), where what some stages put out is replaced on its way: h (B, C), or a tuple of logits.
+
+    changes: {stage: function}; each function is given what its stage puts out, z (B, ...), and returns what goes on
+    from there: z itself, if it only reads. It may return more rows than it was given, and it may call the network.
+    Uses forward hooks, so it needs no network of a particular form; it adds no operation of its own.
+
+    ValueError for a stage that the network does not have (it lists those there are), that is not called or is called
+    more than once in a pass, that puts out anything but one tensor with a row for each of the B samples, or whose
+    output is read and then overwritten by the next layer, such as ReLU(inplace=True).
+    """
+    taps = _Taps(net, len(x), changes)
+    try:
+        return taps.finish(net(changes["input"](x) if "input" in changes else x))
+    finally:
+        taps.remove()
+
+
+class _Reached(Exception):
+    """Ends the pass of `features`: the stage is reached."""
+
+    def __init__(self, z):
+        super().__init__()
+        self.z = z
+
+
+class _Taps:
+    """The hooks of one pass, and what they have seen: {stage: (the tensor that was only read or None, its version)}."""
+
+    def __init__(self, net, rows, changes):
+        self.net, self.rows, self.changes, self.seen, self.busy = net, rows, changes, {}, False
+        layers = {s: net.get_submodule(classifier(net)) if s is None else _submodule(net, s) for s in self._stages()}
+        self.hooks = [self._before(layer) if s is None else self._after(layer, s) for s, layer in layers.items()]
+
+    def _stages(self):
+        return [stage for stage in self.changes if stage != "input"]
+
+    def _before(self, layer):
+        return layer.register_forward_pre_hook(lambda _, given: (self._apply(None, given[0]), *given[1:]))
+
+    def _after(self, layer, stage):
+        return layer.register_forward_hook(lambda _, given, z: self._apply(stage, z))
+
+    def _apply(self, stage, z):
+        if self.busy:  # a change calls the network itself
+            return z
+        if not isinstance(z, torch.Tensor) or z.ndim < 1 or len(z) != self.rows:
+            found = f"a tensor {tuple(z.shape)}" if isinstance(z, torch.Tensor) else f"a {type(z).__name__}"
+            raise ValueError(f"{self._name(stage)} puts out {found} for {self.rows} samples: choose another stage")
+        if stage in self.seen:
+            raise ValueError(f"{self._name(stage)} is called more than once in a pass: choose another stage")
+        self.busy = True
+        out = self.changes[stage](z)
+        self.busy = False
+        reads = out is z and not z.is_inference()
+        self.seen[stage] = (z, z._version) if reads else (None, 0)
+        return out
+
+    def finish(self, h):
+        """h, once all is well."""
+        for stage in self._stages():
+            if stage not in self.seen:
+                raise ValueError(f"{self._name(stage)} is not called in a pass of the network: choose another stage")
+            z, version = self.seen[stage]
+            if z is not None and z._version != version:
+                raise ValueError(f"{self._name(stage)} puts out what the next layer overwrites: name that next layer")
+        return h
+
+    def remove(self):
+        for hook in self.hooks:
+            hook.remove()
+
+    def _name(self, stage):
+        return f"the input of {classifier(self.net)!r}" if stage is None else f"stage {stage!r}"
+
+
+def _submodule(net, name):
+    """The submodule of that name. ValueError that lists the names there are."""
+    there = dict(net.named_modules())
+    if name in there and name != "":
+        return there[name]
+    names = ["input", *sorted(filter(None, there), key=lambda some: some.count("."))]  # the outer ones first
+    more = ", ... (all: net.named_modules())" if len(names) > 40 else ""
+    raise ValueError(f"stage {name!r}: this network has {', '.join(names[:40])}{more}")
 
 
 class CosineHead(nn.Linear):
     """A classifier without bias on the cosine of features and class vectors: (B, D) -> (B, C), values in [-1, 1].
 
-    Source: the normalised head of Cao et al. 2019. Put it in place with `net.head = CosineHead(D, C)`.
+    Its class vectors start with a random direction and length 1, as in the released code.
+    Source: the normalised head of Cao et al. 2019. Put it in place with `replace_classifier(net, CosineHead(D, C))`.
     """
 
     def __init__(self, features, classes):
         super().__init__(features, classes, bias=False)
+
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1)))  # (C, D), rows of length 1
 
     def forward(self, z):
         return F.linear(F.normalize(z), F.normalize(self.weight))
 
 
 class Heads(nn.Linear):
-    """A classifier a label, for several labels an image: features (B, D) -> a tuple of logits (B, C_j), one a label.
+    """A classifier per label, for several labels per image: features (B, D) -> a tuple of logits (B, C_j).
 
-    classes: the numbers C_j, each at least 2. One linear layer whose outputs are cut: as fast as a single head.
+    classes: the numbers C_j, each at least 2. One linear layer whose outputs are cut: as fast as a single classifier.
     """
 
     def __init__(self, features, classes):
@@ -161,17 +306,21 @@ class Heads(nn.Linear):
 
 
 def prior_bias(net, classes):
-    """Set the head's bias to -log((1 - p) / p), p = 1 / classes, as CDB's released code does; returns the net.
+    """Start the classifier as CDB's released code does; returns the network.
 
-    ValueError for several labels an image, which that code does not have, and for a head without a bias.
+    The weight is drawn anew by torch's default for nn.Linear, from the global generator; the bias is
+    -log((1 - p) / p), p = 1 / classes. ValueError for several labels per image, which that code does not have, and for
+    a classifier without a bias.
     """
-    if isinstance(net.head, Heads) or net.head.bias is None:
+    layer = net.get_submodule(classifier(net))
+    if isinstance(layer, Heads) or getattr(layer, "bias", None) is None:
         raise ValueError(
-            f"the prior bias is for one label an image and a head with a bias, here is {net.head}: choose a protocol "
-            "with prior_bias=False"
+            f"the prior bias is for one label per image and a classifier with a bias, here is {layer}: choose a "
+            "protocol with prior_bias=False"
         )
+    layer.reset_parameters()
     with torch.no_grad():
-        net.head.bias.fill_(-torch.tensor(classes - 1.0).log())
+        layer.bias.fill_(-torch.tensor(classes - 1.0).log())
     return net
 
 
