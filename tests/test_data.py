@@ -1,6 +1,7 @@
 """Data: profiles, splits, refusals, missing and damaged sets, batches against torchvision's loader."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -241,8 +242,8 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch):
-    monkeypatch.setattr(data, "_torchvision", lambda source, *arguments, **download: Mirror(*arguments, **download))
-    monkeypatch.setattr(data, "_check", lambda name, root: None)
+    monkeypatch.setattr(data.official, "_torchvision", lambda source, *rest, **download: Mirror(*rest, **download))
+    monkeypatch.setattr(data.official, "_check", lambda name, root: None)
     monkeypatch.setattr(Mirror, "fails", None)
     return Mirror
 
@@ -276,7 +277,7 @@ def test_a_download_replaces_the_set_whole(mirror, tmp_path):
 
 
 def test_a_download_is_checked_before_it_appears(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_torchvision", lambda source, *arguments, **download: Mirror(*arguments, **download))
+    monkeypatch.setattr(data.official, "_torchvision", lambda source, *rest, **download: Mirror(*rest, **download))
     monkeypatch.setattr(Mirror, "fails", None)
     with pytest.raises(ConnectionError, match="is damaged"):
         data.download("mnist", tmp_path)
@@ -451,9 +452,60 @@ def test_augmentation_uses_its_own_generator():
 
 def test_order_may_repeat_and_leave_out():
     batches = data.Batches(toys.images(), batch=4, seed=1)
-    batches.order = torch.tensor([5, 5, 5, 0, 1])
+    batches.order = torch.tensor([5, 5, 5, 0, 1, 2])
     assert len(batches) == 2
-    assert sorted(torch.cat([i for _, _, i in batches]).tolist()) == [0, 1, 5, 5, 5]
+    assert sorted(torch.cat([i for _, _, i in batches]).tolist()) == [0, 1, 2, 5, 5, 5]
+
+
+@pytest.mark.parametrize("n, batch, expected", [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])])
+def test_a_single_image_left_over_joins_the_batch_before_it(n, batch, expected):
+    batches = data.Batches(toys.images(), torch.arange(n), batch=batch, seed=1)
+    for _ in range(2):
+        parts = [i for _, _, i in batches]
+        assert list(map(len, parts)) == expected and len(batches) == len(expected)
+        assert sorted(torch.cat(parts).tolist()) == list(range(n))
+
+
+def test_what_loops_and_checkpoints_ask_of_batches():
+    some = toys.images()
+    batches = data.Batches(some, torch.arange(20), batch=8, seed=1, crop=2, flip=True, dtype=torch.float64)
+    i = torch.tensor([3, 3, 19])
+    before = batches.generator.get_state()
+    assert torch.equal(batches.inputs(i), batches.normalise(some.x[i])) and batches.inputs(i).dtype == torch.float64
+    assert torch.equal(before, batches.generator.get_state()), "no random numbers"
+    assert batches.device == torch.device("cpu") and batches.dtype == torch.float64
+
+
+def test_the_identity_of_batches_is_plain_and_knows_their_content():
+    some = toys.images()
+    known = data.Batches(some, batch=8, seed=1).identity()
+    assert known == json.loads(json.dumps(known)) and known[:2] == [[24, 12, 6], 42]
+    assert known == data.Batches(some, batch=5, seed=2, crop=1, flip=True).identity(), "not what a protocol says"
+    x, y = some.x.clone(), some.y.clone()
+    x[7, 0, 0, 0] ^= 1
+    other = int((y != y[0]).int().argmax())
+    y[[0, other]] = y[[other, 0]]
+    others = [
+        data.Batches(replace(some, x=x)),
+        data.Batches(replace(some, y=y)),
+        data.Batches(replace(some, mean=(0.5,))),
+        data.Batches(replace(some, std=(0.5,))),
+        data.Batches(some, torch.arange(41)),
+        data.Batches(some, torch.arange(42).flip(0)),
+        data.Batches(some.derive(((0, 1, 2), (0, 1, 0)))),
+    ]
+    hashes = {known[2], *(b.identity()[2] for b in others)}
+    assert len(hashes) == len(others) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_batches_yield_the_type_asked_for(dtype):
+    some = toys.images(channels=3)
+    batches = data.Batches(some, batch=8, seed=1, crop=1, flip=True, dtype=dtype)
+    exact = (some.x.double() / 255 - 0.4) / 0.3
+    x = torch.cat([x for x, _, _ in batches.plain()])
+    assert x.dtype == dtype == next(iter(batches))[0].dtype and batches.dtype == dtype
+    assert torch.equal(x, exact.to(dtype)) if dtype != torch.float64 else torch.allclose(x, exact, rtol=1e-12)
 
 
 def test_batches_of_nothing_are_refused():

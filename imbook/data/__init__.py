@@ -1,0 +1,48 @@
+"""Data sets as uint8 tensors, index vectors that make them imbalanced, and mini-batches for training.
+
+Chapter 01 shows the profiles, chapter 02 builds `Batches` step by step.
+"""
+
+from imbook.data.batches import Batches, shift
+from imbook.data.images import Images, moments
+from imbook.data.imbalance import (
+    class_counts,
+    class_order,
+    counts,
+    draw,
+    head_middle_tail,
+    holdout,
+    long_tailed,
+    long_tailed_counts,
+    pair,
+    reduced,
+    step,
+    step_counts,
+)
+from imbook.data.official import RAW_MD5, SOURCES, SUPER_CLASSES, Source, data_root, download, load
+
+__all__ = [
+    "RAW_MD5",
+    "SOURCES",
+    "SUPER_CLASSES",
+    "Batches",
+    "Images",
+    "Source",
+    "class_counts",
+    "class_order",
+    "counts",
+    "data_root",
+    "download",
+    "draw",
+    "head_middle_tail",
+    "holdout",
+    "load",
+    "long_tailed",
+    "long_tailed_counts",
+    "moments",
+    "pair",
+    "reduced",
+    "shift",
+    "step",
+    "step_counts",
+]

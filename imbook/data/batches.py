@@ -1,0 +1,130 @@
+"""Mini-batches of a set that lies on the device. Chapter 02 builds `Batches` step by step."""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+
+from imbook.data.imbalance import class_counts
+
+
+class Batches:
+    """Mini-batches of a training or evaluation set that is resident on the device.
+
+    Iterating yields x (B, channels, height, width) normalised, y (B,), or (B, labels) where an image has several, and
+    i (B,): the positions of the samples in this set, 0 to N-1. The last batch may be smaller; a single image left over
+    joins the batch before it, as BatchNorm cannot train on one. `n` holds the images per class, (C,), or a tuple of
+    such counts, one per label.
+
+    images: `Images`; index: positions in them, default all; batch: B; seed: reshuffle at each pass with a generator of
+    our own (None: in order); crop: pixels of zero padding, added before normalising, for a random crop (0: none);
+    flip: random horizontal flips. `order` (any number of positions, repeats allowed) is what one pass visits:
+    a method that over-samples sets it.
+    """
+
+    def __init__(self, images, index=None, batch=128, seed=None, crop=0, flip=False, device="cpu", dtype=torch.float32):
+        index = torch.arange(len(images.y)) if index is None else index
+        if len(index) == 0 or batch < 1:
+            raise ValueError(f"{len(index)} images in batches of {batch}: both must be at least 1")
+        self.x = images.x[index].to(device)  # (N, channels, height, width), uint8
+        self.y = images.y[index].to(device)  # (N,)
+        self.n = class_counts(self.y, images.classes)  # (C,)
+        self.order = torch.arange(len(index), device=device)
+        self.batch, self.crop, self.flip = batch, crop, flip
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        self.dtype = dtype
+        channel = dict(dtype=torch.promote_types(dtype, torch.float32), device=device)  # half: result only
+        self.mean = torch.tensor(images.mean, **channel).view(-1, 1, 1) * 255
+        self.scale = 1 / (torch.tensor(images.std, **channel).view(-1, 1, 1) * 255)
+
+    @property
+    def device(self):
+        """Where x and y lie."""
+        return self.y.device
+
+    def __len__(self):
+        return len(sizes(len(self.order), self.batch))
+
+    def __iter__(self):
+        for i in self.positions():
+            yield *self.take(i), i
+
+    def positions(self):
+        """The batches of one pass as positions alone, a tuple of int64 (B,): shuffles."""
+        order = self.order
+        if self.generator is not None:
+            order = order[torch.randperm(len(order), generator=self.generator, device=order.device)]
+        return order.split(sizes(len(order), self.batch))
+
+    def take(self, i):
+        """x and y of the batch at positions i (B,): augments."""
+        return self.normalise(self.augment(self.x[i])), self.y[i]
+
+    def plain(self, batch=None):
+        """All N samples once, in order, without augmentation: yields x, y, i as above; uses no random numbers.
+
+        batch: default 250, and 2,000 on a GPU, where launching many small batches would take longer than the work.
+        """
+        batch = batch or (2000 if self.y.is_cuda else 250)
+        for i in torch.arange(len(self.y), device=self.y.device).split(batch):
+            yield self.inputs(i), self.y[i], i
+
+    def normalise(self, x):
+        """uint8 (B, channels, height, width) -> (x / 255 - mean) / std in this set's dtype."""
+        return ((x.to(self.mean.dtype) - self.mean) * self.scale).to(self.dtype)
+
+    def inputs(self, i):
+        """x of the samples at positions i (B,), normalised, without augmentation: (B, channels, height, width)."""
+        return self.normalise(self.x[i])
+
+    def identity(self):
+        """What tells this set from another, as plain data: class counts, N, a hash of pixels, labels and moments."""
+        return describe(self.n, self.y, self.x, self.mean, self.scale)
+
+    def augment(self, x):
+        """A random crop after zero padding, and a random flip: uint8 in, uint8 out, the same shape."""
+        draw_ints = lambda high: torch.randint(high, (len(x),), generator=self.generator, device=x.device)  # noqa: E731
+        if self.crop:
+            top, left = draw_ints(2 * self.crop + 1), draw_ints(2 * self.crop + 1)
+            x = shift(x, top, left, self.crop)
+        if self.flip:
+            x = torch.where(draw_ints(2).bool().view(-1, 1, 1, 1), x.flip(-1), x)
+        return x
+
+
+def shift(x, top, left, padding):
+    """Pad x with zeros on all sides and cut windows of the old size at (top, left), one a sample.
+
+    x: (B, channels, height, width); top, left: int64 (B,), 0 to 2 * padding; returns the shape of x.
+    """
+    windows = F.pad(x, [padding] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def sizes(n, batch):
+    """The sizes of the batches of one pass over n samples, a list of ints.
+
+    >>> sizes(10, 4), sizes(9, 4), sizes(1, 4)
+    ([4, 4, 2], [4, 5], [1])
+    """
+    full, rest = divmod(n, batch)
+    if rest == 1 and full:
+        return [batch] * (full - 1) + [batch + 1]
+    return [batch] * full + [rest] * (rest > 0)
+
+
+def describe(n, y, *content):
+    """Plain data that tell one set of batches from another: [class counts, N, 16 hex digits of a sha256].
+
+    n: as `Batches.n`; y: the labels; content: what else makes the set, tensors or texts.
+    """
+    digest = hashlib.sha256()
+    for part in (y, *content):
+        if isinstance(part, torch.Tensor):
+            digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            part = part.cpu().contiguous().numpy()
+        else:
+            part = str(part).encode()
+        digest.update(part)
+    counts = [k.tolist() for k in n] if isinstance(n, tuple) else n.tolist()
+    return [counts, len(y), digest.hexdigest()[:16]]

@@ -1,0 +1,154 @@
+"""The named public sets: where they lie, how they are read, checked and downloaded."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imbook.data.images import Images, moments
+from imbook.data.imbalance import holdout
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where torchvision keeps a set: its class, the folder below the data root, the normalisation constants.
+
+    mean, std: the field's usual ones; None: computed from the training images.
+    """
+
+    loader: str
+    folder: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+SOURCES = {
+    "mnist": Source("MNIST", "MNIST/raw", (0.1307,), (0.3081,)),
+    "fashion-mnist": Source("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
+    "cifar10": Source("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Source("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": Source("SVHN", "svhn"),
+}
+# The official super-class of each class, as the set's files give it in 'coarse_labels'.
+SUPER_CLASSES = {
+    "cifar100": (
+        *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
+        *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
+        *(16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16),
+        *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+    )
+}
+# torchvision checks the archives of these two sets, not the unpacked files it reads: md5 of the latter.
+RAW_MD5 = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+
+
+def data_root():
+    """The folder of the data sets: the environment variable IMBOOK_DATA, else ~/.cache/imbook."""
+    return Path(os.environ.get("IMBOOK_DATA") or Path.home() / ".cache" / "imbook")
+
+
+def load(name, root=None):
+    """The official training and test set: a pair of `Images`.
+
+    name: 'digits' (scikit-learn's 8 x 8 digits, embedded; 50 test images a class), 'mnist', 'fashion-mnist',
+    'cifar10', 'cifar100' or 'svhn'; root: the data folder, default `data_root()`.
+    Raises ValueError for an unknown name, FileNotFoundError for a set that is missing or damaged.
+    """
+    if name == "digits":
+        return _digits()
+    source = _source(name)
+    root = Path(root or data_root())
+    try:
+        _check(name, root)
+        sets = [_torchvision(source, root, train) for train in (True, False)]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name} is missing or damaged in {root / source.folder} ({error}). "
+            f"Set IMBOOK_DATA to the folder that holds {source.folder}, or download it: python -m imbook data {name}"
+        ) from error
+    if source.loader == "SVHN":  # channels first, labels under another name, and no names of classes
+        raw = [(torch.as_tensor(s.data).contiguous(), s.labels, map(str, range(10))) for s in sets]
+    else:
+        images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
+        raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]
+    mean, std = (source.mean, source.std) if source.mean else moments(raw[0][0])
+    return tuple(Images(x, torch.as_tensor(y), tuple(names), mean, std) for x, y, names in raw)
+
+
+def download(name, root=None):
+    """Download a set with torchvision, with its checksums, below `root`; returns the set's folder.
+
+    The files appear there only when all are whole. Raises ValueError for an unknown name, ConnectionError when the
+    download fails.
+    """
+    source, root = _source(name), Path(root or data_root())
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / source.folder
+    with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as partial:
+        try:
+            for train in (True, False):
+                _torchvision(source, Path(partial), train, download=True)
+            _check(name, Path(partial))
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ConnectionError(
+                f"{name} could not be downloaded to {target} ({error}). Check the network and run again: "
+                f"python -m imbook data {name}; or copy the files there by hand and set IMBOOK_DATA to {root}"
+            ) from error
+        if target.exists():
+            shutil.move(target, Path(partial) / "replaced")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(Path(partial) / source.folder, target)
+    return target
+
+
+def _source(name):
+    if name not in SOURCES:
+        raise ValueError(f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _torchvision(source, root, train, download=False):
+    from torchvision import datasets  # slow to import: only where a set is read
+
+    if source.loader == "SVHN":  # keeps its files in the folder that it is given
+        return datasets.SVHN(root / source.folder, "train" if train else "test", download=download)
+    return getattr(datasets, source.loader)(root, train=train, download=download)
+
+
+def _check(name, root):
+    for file, md5 in RAW_MD5.get(name, {}).items():
+        path = root / SOURCES[name].folder / file
+        if not path.exists():
+            raise OSError(f"{file} is not there")
+        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            raise OSError(f"{file} is damaged")
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = torch.from_numpy((digits.images * (255 / 16)).round()).to(torch.uint8)[:, None]  # (N, 1, 8, 8)
+    y = torch.from_numpy(digits.target).long()
+    rest, test = holdout(y, 50, seed=0)
+    scaled = x[rest] / 255
+    mean, std = (scaled.mean().item(),), (scaled.std(correction=0).item(),)
+    names = tuple(str(c) for c in range(10))
+    return tuple(Images(x[index], y[index], names, mean, std) for index in (rest, test))
