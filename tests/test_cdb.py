@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from imbook.data import Batches, Images
-from imbook.experiments import CDB_RELEASED, TABLES
 from imbook.methods import CDB, CrossEntropy
 from imbook.methods.baselines import weighted_cross_entropy
 from imbook.methods.cdb import difficulty, dynamic_tau, weights
+from imbook.tables import TABLES
+from imbook.tables.cdb import CDB_RELEASED
 from imbook.train import Protocol, evaluate, fit
 
 CLASSES = 4
@@ -364,9 +365,9 @@ def test_a_run_without_a_held_out_set_is_refused():
 def test_cifar100_lt_is_the_split_of_the_released_code(ratio, total, smallest):
     y = torch.arange(50_000)[torch.randperm(50_000, generator=torch.Generator().manual_seed(ratio))] % 100
     table = TABLES[f"cdb-cifar100-{ratio}"]
-    for cell in table.cells:
-        assert cell.split == table.cells[0].split and cell.protocol == CDB_RELEASED and cell.net == "resnet32"
-    train, valid = table.cells[0].split.indices(y, dict(order=1, draw=2, train=3))
+    for cell in table.rows:
+        assert cell.split == table.rows[0].split and cell.protocol == CDB_RELEASED and cell.net == "resnet32"
+    train, valid = table.rows[0].split.indices(y, dict(order=1, draw=2, train=3))
     assert len(train) == total and len(valid) == 2500 and not set(train.tolist()) & set(valid.tolist())
     for c in range(100):
         there = torch.nonzero(y == c).flatten().tolist()  # in file order

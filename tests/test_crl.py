@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import toys
 
 from imbook import data, nets, results, train
-from imbook.experiments import CRL_ALPHAS, CRL_CHOICE, CRL_CHOICE_BALANCED, TABLES
 from imbook.methods import CRL, METHODS, CrossEntropy
 from imbook.methods.crl import (
     FORMS,
@@ -26,6 +25,8 @@ from imbook.methods.crl import (
     relative,
     soft_histogram,
 )
+from imbook.tables import TABLES
+from imbook.tables.crl import CRL_ALPHAS, CRL_CHOICE, CRL_CHOICE_BALANCED
 
 COMBINATIONS = [(level, form) for level in LEVELS for form in FORMS]
 CIFAR10_LT = torch.tensor([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
@@ -441,8 +442,8 @@ def test_memory_does_not_grow_with_the_cube_of_the_batch():
 @pytest.mark.parametrize(("name", "choice"), [("crl-sweep", CRL_CHOICE), ("crl-sweep-balanced", CRL_CHOICE_BALANCED)])
 def test_alpha_and_kappa_are_those_that_the_validation_images_choose(name, choice, level):
     """The row with Omega as a share is no candidate: it turns the loss off."""
-    cells = (c for c in TABLES[name].cells if c.hyper.get("level") == level and c.hyper["alpha"] >= min(CRL_ALPHAS))
-    found = results.chosen(replace(TABLES[name], cells=tuple(cells)), "CRL")
+    cells = (c for c in TABLES[name].rows if c.hyper.get("level") == level and c.hyper["alpha"] >= min(CRL_ALPHAS))
+    found = results.chosen(replace(TABLES[name], rows=tuple(cells)), "CRL")
     if found is None:
         pytest.skip(f"{name} is not complete")
     assert found == {"level": level, **choice[level]}

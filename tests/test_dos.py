@@ -13,7 +13,6 @@ from torch import nn
 
 from imbook import data
 from imbook.data import SUPER_CLASSES
-from imbook.experiments import DOS_ROUNDS, TABLES
 from imbook.methods import DOS, CrossEntropy, DOSAbstract, dos
 from imbook.methods.dos import (
     abstract_labels,
@@ -29,6 +28,8 @@ from imbook.methods.dos import (
     squared_distance,
     variance_within,
 )
+from imbook.tables import TABLES
+from imbook.tables.dos import DOS_ROUNDS
 from imbook.train import Protocol, fit
 
 N = torch.tensor([40, 16, 8])
@@ -592,7 +593,7 @@ def test_rounds_fit_into_their_protocols():
 
 @pytest.mark.parametrize("name", [n for n in TABLES if n.startswith("dos")])
 def test_every_row_of_a_table_has_the_same_epochs_and_images(name):
-    cells = TABLES[name].cells
+    cells = TABLES[name].rows
     assert len({(c.split, c.net, c.protocol) for c in cells}) == 1
     assert {c.hyper["start"] for c in cells if "start" in c.hyper} <= {DOS_ROUNDS[cells[0].protocol]["start"]}
 

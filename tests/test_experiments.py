@@ -10,25 +10,16 @@ import torch
 import toys
 
 from imbook import data, results
-from imbook.experiments import (
-    STAGES,
-    TABLES,
-    Cell,
-    Split,
-    Table,
-    common_claims,
-    crossed,
-    make,
-    mfw_claims,
-    run,
-    steps,
-    together,
-)
+from imbook.experiments import Row, Split, Table, make, run, steps
+from imbook.tables import QUEUE, TABLES
+from imbook.tables.common import crossed, together
+from imbook.tables.mfw import mfw_claims
+from imbook.tables.side_by_side import common_claims
 from imbook.train import Protocol, fit
 
 SEEDS = dict(order=0, draw=1, train=2)
-CELL = Cell("a row", Split("digits", ratio=10, n_max=40, order="seed"), "mlp", Protocol("p", epochs=2, lr=0.05))
-CELLS = {(name, cell.label): cell for name, table in TABLES.items() for cell in table.cells}
+CELL = Row("a row", Split("digits", ratio=10, n_max=40, order="seed"), "mlp", Protocol("p", epochs=2, lr=0.05))
+CELLS = {(name, cell.label): cell for name, table in TABLES.items() for cell in table.rows}
 
 
 def key(**changes):
@@ -100,7 +91,7 @@ def test_a_table_lists_each_run_once_and_whole_seeds_first():
         ("Weighted", 0),
         ("CrossEntropy", 1),
     ]
-    twice = Table("t", (*table.cells, replace(table.cells[0], label="the same again")), table.seeds)
+    twice = Table("t", (*table.rows, replace(table.rows[0], label="the same again")), table.seeds)
     assert len(twice.runs()) == 6
 
 
@@ -113,27 +104,27 @@ def test_sets_of_seeds():
 
 def test_labels_of_a_table_are_its_own():
     for table in TABLES.values():
-        labels = [cell.label for cell in table.cells]
+        labels = [cell.label for cell in table.rows]
         assert len(set(labels)) == len(labels), table.title
         assert table.metric in ("accuracy", "balanced_accuracy", "macro_f1", "g_mean", "macro_auprc")
 
 
 def test_every_named_fact_is_known():
-    known = results.facts()
+    known = records.facts()
     assert all(cell.fact in known for cell in CELLS.values() if cell.fact)
     for name, fact in known.items():
         assert {"value", "mark", "source"} <= set(fact) and fact["mark"] in "PSCR", name
 
 
 def test_all_that_is_declared_for_the_gpu_is_in_a_stage():
-    parts = [part for stage in STAGES.values() for part in stage]
+    parts = [part for stage in QUEUE.values() for part in stage]
     assert {name for name, table in TABLES.items() if table.device == "cuda"} == {name for name, _, _ in parts}
     for name, number, labels in parts:
-        assert number <= len(TABLES[name].seeds) and set(labels) <= {cell.label for cell in TABLES[name].cells}
+        assert number <= len(TABLES[name].seeds) and set(labels) <= {cell.label for cell in TABLES[name].rows}
 
 
 def test_tables_on_one_split_share_their_runs():
-    found = lambda name: {cell.key(SEEDS): cell.label for cell in TABLES[name].cells}  # noqa: E731
+    found = lambda name: {cell.key(SEEDS): cell.label for cell in TABLES[name].rows}  # noqa: E731
     for data_set in ("cifar10", "cifar100"):
         for profile in ("lt", "step"):
             shared = found(f"methods-{data_set}-{profile}-100")
@@ -244,7 +235,7 @@ def test_a_dry_run_of_each_network_and_method(cell, tmp_path):
         toys.real(cell.split.data)
     record = run(cell, SEEDS, dry=True)
     assert record["dry"] and record["key"] == f"dry-{cell.key(SEEDS)}" and len(record["curve"]) == 2
-    assert results.load(results.save(record, tmp_path).parent)[record["key"]]["metrics"] == record["metrics"]
+    assert records.load(records.save(record, tmp_path).parent)[record["key"]]["metrics"] == record["metrics"]
     assert 0 <= record["metrics"]["balanced_accuracy"] <= 1
 
 
@@ -298,9 +289,9 @@ def test_a_record_names_the_commit_that_was_loaded(monkeypatch):
     head = ["before"]
     answer = lambda *arguments, **options: type("git", (), {"stdout": f"{head[0]}\n"})  # noqa: E731
     monkeypatch.setattr(results.subprocess, "run", answer)
-    results.commit.cache_clear()
+    records.commit.cache_clear()
     assert run(CELL, SEEDS, tick=lambda epoch, row: head.__setitem__(0, "after"))["commit"] == "before"
-    results.commit.cache_clear()
+    records.commit.cache_clear()
 
 
 def test_a_run_is_decided_by_its_seeds(record):
@@ -371,12 +362,12 @@ def test_a_run_with_several_labels_fills_a_record(dry, tmp_path):
     assert [len(v) for v in record["curve"][-1]["test"]] == [4, 2] == [len(v) for v in record["curve"][-1]["valid"]]
     means = [sum(m[c][c] / sum(m[c]) for c in range(len(m))) / len(m) for m in record["confusion"]]
     assert record["metrics"]["balanced_accuracy"] == pytest.approx(sum(means) / 2, abs=1e-5)
-    results.save(record, tmp_path)
+    records.save(record, tmp_path)
     runs = results.frame(Table("Several", (SEVERAL,), (SEEDS,)), tmp_path)
     assert len(runs) == (0 if dry else 1), "a dry run is in no table"
     if not dry:
         assert results.by_attribute(runs)["balanced_accuracy"].tolist() == pytest.approx([100 * m for m in means])
-        assert results.summary(Table("Several", (SEVERAL,), (SEEDS,)), tmp_path)["done"].item() == 1
+        assert verdicts.summary(Table("Several", (SEVERAL,), (SEEDS,)), tmp_path)["done"].item() == 1
 
 
 def test_many_labels_are_not_many_classes():
@@ -386,7 +377,7 @@ def test_many_labels_are_not_many_classes():
 
 
 def test_the_two_labels_of_fashion_mnist():
-    (cell,) = {c.split: c for c in TABLES["crl-attributes"].cells}.values()
+    (cell,) = {c.split: c for c in TABLES["crl-attributes"].rows}.values()
     toys.real("fashion-mnist")
     n = data.long_tailed_counts(2000, 100, 10)
     kind, boot = make(cell, SEEDS)[2].n
@@ -416,7 +407,7 @@ def test_every_claim_names_rows_that_are_run_with_enough_seeds(claims):
         assert size * 2 / 2 ** len(TABLES[table].seeds) < 0.05
     for claim in claims:
         for _, table, label, column, *when in claim.terms:
-            cells = {cell.label: cell for cell in TABLES[table].cells}
+            cells = {cell.label: cell for cell in TABLES[table].rows}
             assert label in cells and len(TABLES[table].seeds) >= 6, claim
             assert (cells[label].instrument is not None) == bool(when), claim
             assert when in ([], ["early"], ["all"], ["last"]) and bool(when) != (column == "balanced_accuracy"), claim

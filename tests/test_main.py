@@ -47,17 +47,17 @@ def keys(table, seeds=None):
 def test_run_makes_what_is_missing(quick, tmp_path, capsys):
     out = tmp_path / "out"
     assert command.main(["run", "quick", "--out", str(out), "--seeds", "1", "--cell", "Cross"]) == 0
-    assert list(records(out)) == [quick.cells[0].key(quick.seeds[0])]
+    assert list(records(out)) == [quick.rows[0].key(quick.seeds[0])]
     first = next(out.glob("*.json")).stat().st_mtime_ns
     assert command.main(["run", "quick", "--out", str(out)]) == 0
     assert set(records(out)) == keys(quick)
-    assert (out / f"{quick.cells[0].key(quick.seeds[0])}.json").stat().st_mtime_ns == first, "not made again"
+    assert (out / f"{quick.rows[0].key(quick.seeds[0])}.json").stat().st_mtime_ns == first, "not made again"
     assert not any((out / "checkpoints").iterdir())
     printed = capsys.readouterr().out
     assert "balanced accuracy in per cent" in printed and "quick.png" in printed and (out / "quick.png").exists()
     (again := tmp_path / "again").mkdir()
     (out / "quick.jsonl.gz").rename(again / "quick.jsonl.gz")
-    assert set(results.load(again)) == keys(quick), "the archive holds them all"
+    assert set(records.load(again)) == keys(quick), "the archive holds them all"
     assert command.main(["run", "quick", "--out", str(again)]) == 0 and not list(again.glob("*.json"))
 
 
@@ -101,7 +101,7 @@ def test_a_stage_is_parts_of_tables(quick, monkeypatch, tmp_path, capsys):
 
 def test_shipped_records_are_not_run_again(quick, tmp_path, monkeypatch):
     command.main(["run", "quick", "--out", "first", "--seeds", "1"])
-    (tmp_path / "first/quick.jsonl.gz").rename(results.RECORDS / "quick.jsonl.gz")
+    (tmp_path / "first/quick.jsonl.gz").rename(records.RECORDS / "quick.jsonl.gz")
     command.main(["run", "all", "--out", "second"])
     assert set(records(tmp_path / "second")) == keys(quick) - keys(quick, 1)
 
@@ -253,7 +253,7 @@ sys.path.insert(0, {tests!r})
 import toys, torch
 import imbook.__main__ as command
 from imbook import results
-results.RECORDS = Path({shipped!r})
+records.RECORDS = Path({shipped!r})
 command.TABLES = {{"quick": toys.table(**{table!r})}}
 print("ready", flush=True)
 sys.stdin.readline()
@@ -327,7 +327,7 @@ def test_errors_are_one_line(tmp_path):
 def test_tables_that_need_a_gpu(quick, monkeypatch, capsys, tmp_path):
     """Named, they are an error before anything has run; in `all` they are left out, and it is said."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    large = replace(quick, cells=tuple(replace(cell, net="lenet") for cell in quick.cells), device="cuda")
+    large = replace(quick, cells=tuple(replace(cell, net="lenet") for cell in quick.rows), device="cuda")
     monkeypatch.setattr(command, "TABLES", {"large": large, "quick": quick})
     worked = []
     monkeypatch.setattr(command, "_work", lambda jobs, *_: worked.append([job[:2] for job in jobs]))

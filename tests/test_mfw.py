@@ -10,12 +10,13 @@ from scipy.stats import beta
 from test_mixup import N, batch, small_net
 
 from imbook import data, nets
-from imbook.experiments import CDT_GAMMA, MFW_CHOICE, TABLES, mfw_rows
 from imbook.methods import MFW, CrossEntropy, Weighted
 from imbook.methods.baselines import inverse_frequency
 from imbook.methods.mfw import draw_lambda, mean_lambda, partners, weakening
 from imbook.methods.mixup import mix
 from imbook.results import chosen
+from imbook.tables import TABLES
+from imbook.tables.mfw import CDT_GAMMA, MFW_CHOICE, mfw_rows
 from imbook.train import Protocol, evaluate, fit
 
 RUN = Protocol("p", 3, 16, lr=0.05)
@@ -318,7 +319,7 @@ def test_on_step_imbalanced_data_gamma_does_nothing():
     """So it is chosen on long-tailed data."""
     n = torch.tensor(data.step_counts(1000, 100, 10))
     assert torch.equal(weakening(n, 4.0, 0.5), weakening(n, 4.0, 1.0))
-    assert all(cell.split.profile == "long_tailed" for cell in TABLES["mfw-select"].cells)
+    assert all(cell.split.profile == "long_tailed" for cell in TABLES["mfw-select"].rows)
 
 
 def test_the_choice_is_that_of_the_validation_images():
@@ -335,7 +336,7 @@ def test_selection_and_report_have_different_seeds():
 
 def test_deferred_weights_start_after_four_fifths():
     starts = {
-        t: [c.hyper["start"] for c in TABLES[t].cells if "start" in c.hyper] for t in TABLES if t.startswith("mfw-")
+        t: [c.hyper["start"] for c in TABLES[t].rows if "start" in c.hyper] for t in TABLES if t.startswith("mfw-")
     }
     assert starts["mfw-fashion-lt-100"] == [16, 16] and starts["mfw-cifar10"] == [6, 6]
     assert starts["mfw-cifar100-step-10"] == [160, 160]
@@ -358,12 +359,12 @@ def test_the_counts_of_the_field(name, total, smallest):
     table = TABLES[f"mfw-{name}"]
     classes = 100 if "100-" in name else 10
     y = torch.arange(classes).repeat(50_000 // classes)
-    train_on, valid = table.cells[0].split.indices(y, table.seeds[0])
+    train_on, valid = table.rows[0].split.indices(y, table.seeds[0])
     n = data.counts(y[train_on])
     assert (len(train_on), int(n.min()), int(n[0]), valid) == (total, smallest, 50_000 // classes, None)
     assert table.device == "cuda" and len(table.runs()) == 27
-    assert [c.method for c in table.cells] == [c.method for c in mfw_rows(*shared(table))]
+    assert [c.method for c in table.rows] == [c.method for c in mfw_rows(*shared(table))]
 
 
 def shared(table):
-    return table.cells[0].split, table.cells[0].net, table.cells[0].protocol
+    return table.rows[0].split, table.rows[0].net, table.rows[0].protocol

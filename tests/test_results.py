@@ -17,7 +17,7 @@ import torch
 import toys
 
 from imbook import results
-from imbook.experiments import TABLES, Cell, Split, Table, together
+from imbook.experiments import TABLES, Row, Split, Table, together
 from imbook.methods import METHODS
 
 
@@ -40,7 +40,7 @@ def made(cell, seeds, accuracy=0.5, **changes):
         "device": "a processor",
         "threads": 1,
         "versions": {"python": "3.11.7", "torch": "2.15.0"},
-        "source": results.source_hash(),
+        "source": records.source_hash(),
         "time": "2026-01-02T03:04:05+00:00",
         **changes,
     }
@@ -66,7 +66,7 @@ def folder(tmp_path, table):
     """All runs of the table but the last: accuracy .50 .51 .52 and .60 .61."""
     for k, (cell, seeds) in enumerate(table.runs()[:-1]):
         accuracy = 0.5 + 0.1 * (cell.label == "Weighted") + 0.01 * seeds["train"]
-        results.save(made(cell, seeds, accuracy, order=k), tmp_path / "out")
+        records.save(made(cell, seeds, accuracy, order=k), tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -75,8 +75,8 @@ def folder(tmp_path, table):
 
 def test_a_record_comes_back(table, tmp_path):
     record = made(*table.runs()[0], odd=[float("nan"), 1e-30, None, "é"])
-    path = results.save(record, tmp_path / "new/out")
-    back = results.load(path.parent)[record["key"]]
+    path = records.save(record, tmp_path / "new/out")
+    back = records.load(path.parent)[record["key"]]
     assert back.pop("file") == path.name == f"{record['key']}.json" and toys.same(back, record)
     assert [f.name for f in path.parent.iterdir()] == [path.name]
 
@@ -87,33 +87,33 @@ def test_a_crash_while_saving_leaves_nothing_readable(table, tmp_path, monkeypat
 
     monkeypatch.setattr(os, "replace", crash)
     for save in (
-        lambda: results.save(made(*table.runs()[0]), tmp_path / "out"),
-        lambda: results.archive([made(*table.runs()[0])], tmp_path / "out/t.jsonl.gz"),
+        lambda: records.save(made(*table.runs()[0]), tmp_path / "out"),
+        lambda: records.archive([made(*table.runs()[0])], tmp_path / "out/t.jsonl.gz"),
     ):
         with pytest.raises(KeyboardInterrupt):
             save()
-        assert len(list((tmp_path / "out").iterdir())) and results.load(tmp_path / "out") == {}
+        assert len(list((tmp_path / "out").iterdir())) and records.load(tmp_path / "out") == {}
 
 
 def test_a_crash_while_saving_keeps_the_older_record(table, tmp_path, monkeypatch):
     cell, seeds = table.runs()[0]
-    path = results.save(made(cell, seeds), tmp_path)
+    path = records.save(made(cell, seeds), tmp_path)
     before = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
-        results.save(made(cell, seeds, accuracy=0.9), tmp_path)
+        records.save(made(cell, seeds, accuracy=0.9), tmp_path)
     assert path.read_bytes() == before
 
 
 def test_an_archive_has_the_same_bytes_for_the_same_records(table, tmp_path):
     records = [made(*run) for run in table.runs()]
-    results.archive(records, tmp_path / "a.jsonl.gz")
+    records.archive(records, tmp_path / "a.jsonl.gz")
     first = (tmp_path / "a.jsonl.gz").read_bytes()
     time.sleep(1.1)  # gzip stamps seconds
     shuffled = [dict(reversed(r.items())) for r in reversed(records)]
-    results.archive(shuffled, tmp_path / "a.jsonl.gz")
+    records.archive(shuffled, tmp_path / "a.jsonl.gz")
     assert (tmp_path / "a.jsonl.gz").read_bytes() == first
-    back = results.load(tmp_path)
+    back = records.load(tmp_path)
     assert sorted(back) == sorted(r["key"] for r in records)
     assert all(back[r["key"]] == {**r, "file": "a.jsonl.gz"} for r in records)
 
@@ -123,9 +123,9 @@ def test_the_latest_of_a_key_counts(table, tmp_path):
     old = made(cell, seeds, 0.1, time="2026-01-01T00:00:00+00:00")
     new = made(cell, seeds, 0.2, time="2026-02-01T00:00:00+00:00")
     for archived, single in ((old, new), (new, old)):
-        results.archive([archived], tmp_path / "a.jsonl.gz")
-        results.save(single, tmp_path)
-        assert results.load(tmp_path)[old["key"]]["metrics"]["accuracy"] == 0.2
+        records.archive([archived], tmp_path / "a.jsonl.gz")
+        records.save(single, tmp_path)
+        assert records.load(tmp_path)[old["key"]]["metrics"]["accuracy"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,22 @@ def test_the_latest_of_a_key_counts(table, tmp_path):
 def test_a_damaged_record_is_named(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     if content == b"":
-        assert results.load(tmp_path) == {}
+        assert records.load(tmp_path) == {}
     else:
         with pytest.raises(ValueError, match=f"{tmp_path / name} is not a readable record .*remove it"):
-            results.load(tmp_path)
+            records.load(tmp_path)
 
 
 def test_numbers_are_rounded_to_digits_that_count():
     value = {"a": [1.23456789, float("nan")], "b": (torch.tensor([0.1234567]), 7), "c": "x", "d": None, "e": 1.5e-8}
-    out = results.rounded(value)
+    out = records.rounded(value)
     assert out["a"][0] == 1.2346 and math.isnan(out["a"][1]) and out["b"] == [[0.12346], 7]
     assert (out["c"], out["d"], out["e"]) == ("x", None, 1.5e-8) and isinstance(out["b"][1], int)
-    assert results.rounded(0.123456789, 3) == 0.123
+    assert records.rounded(0.123456789, 3) == 0.123
 
 
 def test_class_balanced_accuracy_by_attribute(table):
-    cell, seeds = table.cells[0], table.seeds[0]
+    cell, seeds = table.rows[0], table.seeds[0]
     several = dict(confusion=[[[9, 1], [5, 5]], [[8, 2, 0], [0, 0, 0], [7, 0, 3]]], n=[[40, 5], [30, 15, 0]])
     records = {r["key"]: r for r in (made(cell, seeds, **several), made(cell, table.seeds[1]))}
     rows = results.by_attribute(results.frame(table, records=records))
@@ -171,17 +171,17 @@ def test_provenance_without_git(monkeypatch):
     def missing(*arguments, **options):
         raise FileNotFoundError("git")
 
-    assert results.provenance("cpu")["device"] and len(results.source_hash()) == 12
+    assert records.provenance("cpu")["device"] and len(records.source_hash()) == 12
     monkeypatch.setattr(subprocess, "run", missing)
-    results.commit.cache_clear()
-    assert results.provenance("cpu")["commit"] is None
-    results.commit.cache_clear()
+    records.commit.cache_clear()
+    assert records.provenance("cpu")["commit"] is None
+    records.commit.cache_clear()
 
 
 HOLDER = """
 import sys, time
 from imbook import results
-with results.claim(sys.argv[1], "k") as mine:
+with records.claim(sys.argv[1], "k") as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -191,14 +191,14 @@ def test_a_claim_is_one_worker_s_until_it_ends(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "True\n"
-        with results.claim(tmp_path, "k") as mine, results.claim(tmp_path, "another") as free:
+        with records.claim(tmp_path, "k") as mine, records.claim(tmp_path, "another") as free:
             assert not mine and free
     finally:
         holder.kill()
         holder.communicate()
-    with results.claim(tmp_path, "k") as mine:
+    with records.claim(tmp_path, "k") as mine:
         assert mine, "released by the end of its holder, however it came"
-    with results.claim(tmp_path, "k") as mine:
+    with records.claim(tmp_path, "k") as mine:
         assert mine
 
 
@@ -210,12 +210,12 @@ def test_a_frame_has_a_row_a_run(table, folder):
     assert list(runs["label"]) == ["CrossEntropy"] * 3 + ["Weighted"] * 2
     assert runs["balanced_accuracy"].tolist() == pytest.approx([50, 51, 52, 60, 61])
     assert runs[results.SEEDS].values.tolist() == [[s] * 3 for s in (0, 1, 2, 0, 1)]
-    assert not runs["stale"].any() and runs["record"][0]["key"] == table.cells[0].key(table.seeds[0])
+    assert not runs["stale"].any() and runs["record"][0]["key"] == table.rows[0].key(table.seeds[0])
 
 
 def test_a_frame_without_runs(table, tmp_path):
     assert results.frame(table, tmp_path).empty and "balanced_accuracy" in results.frame(table, tmp_path)
-    assert results.summary(table, tmp_path)["done"].tolist() == [0, 0]
+    assert verdicts.summary(table, tmp_path)["done"].tolist() == [0, 0]
 
 
 def test_a_changed_method_makes_its_records_stale(table, folder, monkeypatch):
@@ -225,14 +225,14 @@ def test_a_changed_method_makes_its_records_stale(table, folder, monkeypatch):
 
 def test_dry_records_stay_out_of_tables(table, tmp_path):
     cell, seeds = table.runs()[0]
-    results.save(made(cell, seeds, dry=True), tmp_path)
-    results.save(made(cell, seeds, dry=True, key=f"dry-{cell.key(seeds)}"), tmp_path)
-    assert len(results.load(tmp_path)) == 2 and results.frame(table, tmp_path).empty
+    records.save(made(cell, seeds, dry=True), tmp_path)
+    records.save(made(cell, seeds, dry=True, key=f"dry-{cell.key(seeds)}"), tmp_path)
+    assert len(records.load(tmp_path)) == 2 and results.frame(table, tmp_path).empty
 
 
 def read(table, labels):
     """The first cell of a table under several labels, each (label, reading)."""
-    cell, run, read = table.cells[0], table.seeds[0], {"knn": {"metrics": {"accuracy": 0.9}, "confusion": [[[1]]]}}
+    cell, run, read = table.rows[0], table.seeds[0], {"knn": {"metrics": {"accuracy": 0.9}, "confusion": [[[1]]]}}
     cells = tuple(replace(cell, label=label, reading=reading) for label, reading in labels)
     record = made(cell, run, accuracy=0.5, readings=read)
     return Table("read", cells, (run,)), {record["key"]: record}
@@ -324,7 +324,7 @@ def test_claims_are_judged_like_comparisons_and_corrected_by_number(table):
     seeds = [dict(order=s, draw=s, train=s) for s in range(8)]
     table = replace(table, seeds=tuple(seeds))
     rng, records = np.random.default_rng(1), {}
-    for cell, height in zip(table.cells, (0.5, 0.8)):
+    for cell, height in zip(table.rows, (0.5, 0.8)):
         for s in seeds:
             record = made(cell, s, height + 0.01 * rng.random())
             record["curve"] = [
@@ -334,10 +334,10 @@ def test_claims_are_judged_like_comparisons_and_corrected_by_number(table):
             ]  # fmt: skip
             records[record["key"]] = record
     frames = {"t": results.frame(table, records=records)}
-    low, high = (cell.label for cell in table.cells)
-    claim = lambda number, *terms, above=0.0: results.Claim(number, "x", terms, above)  # noqa: E731
+    low, high = (cell.label for cell in table.rows)
+    claim = lambda number, *terms, above=0.0: verdicts.Claim(number, "x", terms, above)  # noqa: E731
     metric = "balanced_accuracy"
-    found = results.judge(
+    found = verdicts.judge(
         [
             claim(1, (1, "t", high, metric), (-1, "t", low, metric)),
             claim(1, (1, "t", low, metric), (-1, "t", high, metric)),
@@ -351,7 +351,7 @@ def test_claims_are_judged_like_comparisons_and_corrected_by_number(table):
         ],
         frames | {"u": frames["t"]},
     )
-    by_compare = results.compare(frames["t"], low).loc[high]
+    by_compare = verdicts.compare(frames["t"], low).loc[high]
     assert found.loc[0, "difference"] == pytest.approx(by_compare["difference"])
     assert found.loc[0, "p"] == by_compare["p"] and found.loc[0, "p_holm"] == pytest.approx(2 * by_compare["p"])
     assert found["verdict"].tolist() == [
@@ -370,8 +370,8 @@ def test_curves_are_long(table, folder):
 
 
 def test_a_summary_shows_mean_spread_and_the_paper(table, folder):
-    cells = (Cell(**{**vars(table.cells[0]), "fact": "one"}), table.cells[1])
-    shown = results.summary(type(table)(table.title, cells, table.seeds), folder)
+    cells = (Row(**{**vars(table.rows[0]), "fact": "one"}), table.rows[1])
+    shown = verdicts.summary(type(table)(table.title, cells, table.seeds), folder)
     assert shown.loc["CrossEntropy", ["done", "planned"]].tolist() == [3, 3]
     assert shown.loc["Weighted", ["done", "planned"]].tolist() == [2, 3]
     assert shown["mean"].tolist() == pytest.approx([51, 60.5])
@@ -381,7 +381,7 @@ def test_a_summary_shows_mean_spread_and_the_paper(table, folder):
 
 
 def test_provenance_of_the_committed_records(table, monkeypatch):
-    results.archive([made(*run) for run in table.runs()[:4]], results.RECORDS / "quick.jsonl.gz")
+    records.archive([made(*run) for run in table.runs()[:4]], records.RECORDS / "quick.jsonl.gz")
     lines = results.provenance_table({"quick": table, "empty": toys.table(lr=0.3)}).splitlines()
     cells = [c.strip() for c in lines[2].strip("|").split("|")]
     assert cells == ["quick", "4 of 6", "a processor", "1", "2.15.0", "3.11.7", "0.00", "2026-01-02", "2026-01-02"]
@@ -409,7 +409,7 @@ NUMBERS = {
 
 
 def test_differences_are_paired_over_the_seeds():
-    table = results.compare(frame(**NUMBERS), "base")
+    table = verdicts.compare(frame(**NUMBERS), "base")
     assert list(table.index) == ["better", "worse", "alike"]
     for label in table.index:
         d = np.array(NUMBERS[label]) - np.array(NUMBERS["base"])
@@ -425,34 +425,34 @@ def test_differences_are_paired_over_the_seeds():
 def test_pairs_are_matched_by_their_seeds():
     runs = frame(**NUMBERS)
     shuffled = runs.sample(frac=1, random_state=0)
-    a, b = results.compare(runs, "base"), results.compare(shuffled, "base")
+    a, b = verdicts.compare(runs, "base"), verdicts.compare(shuffled, "base")
     pd.testing.assert_frame_equal(a.sort_index(), b.sort_index())
     missing = runs[(runs["label"] != "better") | (runs["train_seed"] < 6)]
-    assert results.compare(missing, "base").loc["better", "n"] == 6
+    assert verdicts.compare(missing, "base").loc["better", "n"] == 6
     d = np.array(NUMBERS["better"][:6]) - np.array(NUMBERS["base"][:6])
-    assert results.compare(missing, "base").loc["better", "difference"] == pytest.approx(d.mean())
+    assert verdicts.compare(missing, "base").loc["better", "difference"] == pytest.approx(d.mean())
 
 
 def test_holm_s_correction_by_hand():
     """Sorted p times 4, 3, 2, 1, never falling, never above 1."""
     signs = {"a": [1] * 7, "b": [-1] + [1] * 6, "c": [1, -1] * 3 + [1], "d": [-1, 1] * 3 + [1]}
     d = {k: [s * (1 + 0.1 * j) for j, s in enumerate(v)] for k, v in signs.items()}
-    table = results.compare(frame(base=[0.0] * 7, **d), "base")
+    table = verdicts.compare(frame(base=[0.0] * 7, **d), "base")
     p = [scipy.stats.wilcoxon(d[k]).pvalue for k in "abcd"]
     assert p == pytest.approx([1 / 64, 2 / 64, 52 / 64, 30 / 64])
     assert table["p_holm"].tolist() == pytest.approx([4 / 64, 6 / 64, 60 / 64, 60 / 64])
-    table = results.compare(frame(base=[0.0] * 7, d=d["d"], c=d["c"], also_c=[-v for v in d["c"]]), "base")
+    table = verdicts.compare(frame(base=[0.0] * 7, d=d["d"], c=d["c"], also_c=[-v for v in d["c"]]), "base")
     assert table["p_holm"].tolist() == [1, 1, 1]
 
 
 def test_equal_runs_do_not_differ():
-    table = results.compare(frame(base=[50.0] * 8, same=[50.0] * 8), "base")
+    table = verdicts.compare(frame(base=[50.0] * 8, same=[50.0] * 8), "base")
     assert table.loc["same", ["difference", "p", "p_holm", "verdict"]].tolist() == [0, 1, 1, "does not hold"]
 
 
 def test_a_baseline_without_runs_is_refused():
     with pytest.raises(ValueError, match="no runs of 'nothing': choose from"):
-        results.compare(frame(**NUMBERS), "nothing")
+        verdicts.compare(frame(**NUMBERS), "nothing")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_a_baseline_without_runs_is_refused():
     ],
 )
 def test_the_verdict_on_a_claim(n, low, high, p, verdict):
-    assert results.claim_verdict(n, low, high, p) == verdict
+    assert verdicts.claim_verdict(n, low, high, p) == verdict
 
 
 @pytest.mark.parametrize(
@@ -490,22 +490,22 @@ def test_the_verdict_on_a_claim(n, low, high, p, verdict):
     ],
 )
 def test_the_verdict_on_a_number(paper, values, verdict):
-    assert results.reproduction(paper, pd.Series(values, dtype=float)) == verdict
+    assert verdicts.reproduction(paper, pd.Series(values, dtype=float)) == verdict
 
 
 def test_the_interval_of_a_mean():
     values = pd.Series([50.0, 53.0, 49.0, 52.0])
     low, high = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
     edge = (high - low) / 2
-    assert results.reproduction(51 + edge - 1e-9, values) == "reproduced"
-    assert results.reproduction(51 + edge + 1e-9, values) != "reproduced"
+    assert verdicts.reproduction(51 + edge - 1e-9, values) == "reproduced"
+    assert verdicts.reproduction(51 + edge + 1e-9, values) != "reproduced"
 
 
 # The records that come with the package
 
 
 def test_the_shipped_records_belong_to_a_table():
-    records = results.load()
+    records = records.load()
     known = {cell.key(seeds): (cell, seeds) for table in TABLES.values() for cell, seeds in table.runs()}
     for key, record in records.items():
         assert key in known, f"{record['file']}: {key} is in no table"
@@ -519,11 +519,11 @@ def test_the_shipped_records_belong_to_a_table():
 
 
 def test_the_shipped_records_stand_under_their_table():
-    for path in sorted(results.RECORDS.glob("*.jsonl.gz")):
+    for path in sorted(records.RECORDS.glob("*.jsonl.gz")):
         name = path.name.removesuffix(".jsonl.gz")
         wanted = {cell.key(seeds) for cell, seeds in TABLES[name].runs()}
         assert {json.loads(line)["key"] for line in gzip.decompress(path.read_bytes()).splitlines()} <= wanted
-    assert sum(f.stat().st_size for f in results.RECORDS.iterdir()) < 10e6, "a few MB in all"
+    assert sum(f.stat().st_size for f in records.RECORDS.iterdir()) < 10e6, "a few MB in all"
 
 
 # The choice of hyper-parameters
@@ -532,15 +532,15 @@ def test_the_shipped_records_stand_under_their_table():
 def grid():
     """Two cells of Focal and one of CrossEntropy; a record of each run with its mean recall on validation images."""
     split = Split("digits", ratio=10, n_max=40, valid=5, order="seed")
-    cells = [Cell(f"gamma {g:g}", split, "mlp", toys.QUICK, "Focal", {"gamma": g}) for g in (0.5, 1.0, 2.0)]
-    table = Table("grid", (*cells, Cell("plain", split, "mlp", toys.QUICK)), together(2, first=100))
+    cells = [Row(f"gamma {g:g}", split, "mlp", toys.QUICK, "Focal", {"gamma": g}) for g in (0.5, 1.0, 2.0)]
+    table = Table("grid", (*cells, Row("plain", split, "mlp", toys.QUICK)), together(2, first=100))
     valid = {"gamma 0.5": (0.5, 0.75), "gamma 1": (1.0, 0.5), "gamma 2": (0.625, 0.875), "plain": (1.0, 1.0)}
     records = {
         cell.key(seeds): {
             "curve": [{"valid": [1.0, 1.0]}, {"valid": [v - 0.125, v + 0.125]}],
             "metrics": {"accuracy": 0},
         }
-        for cell in table.cells
+        for cell in table.rows
         for seeds, v in zip(table.seeds, valid[cell.label])
     }
     return table, records
@@ -549,13 +549,13 @@ def grid():
 def test_the_choice_is_the_best_mean_on_the_last_validation():
     table, records = grid()
     assert results.chosen(table, "Focal", records=records) == {"gamma": 1.0}  # means 0.625, 0.75, 0.75: the first
-    records[table.cells[2].key(table.seeds[1])]["curve"][-1]["valid"] = [0.9]
+    records[table.rows[2].key(table.seeds[1])]["curve"][-1]["valid"] = [0.9]
     assert results.chosen(table, "Focal", records=records) == {"gamma": 2.0}
     assert results.chosen(table, "CrossEntropy", records=records) == {}
 
 
 def test_there_is_no_choice_before_all_runs_are_there():
     table, records = grid()
-    del records[table.cells[0].key(table.seeds[1])]
+    del records[table.rows[0].key(table.seeds[1])]
     assert results.chosen(table, "Focal", records=records) is None
     assert results.chosen(table, "CrossEntropy", records=records) == {}, "its own runs are"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from imbook import data, nets
-from imbook.experiments import Cell, Split, Table, together
+from imbook.rows import Row, Split, Table
+from imbook.tables.common import together
 from imbook.train import Protocol
 
 
@@ -53,4 +54,4 @@ QUICK = Protocol("quick", epochs=2, batch=64, lr=0.05)
 def table(seeds=2, methods=("CrossEntropy", "Weighted"), **changes):
     """A table on the embedded digits whose runs take a moment."""
     protocol, split = replace(QUICK, **changes), Split("digits", ratio=10, n_max=40, order="seed")
-    return Table("Quick", tuple(Cell(m, split, "mlp", protocol, m) for m in methods), together(seeds))
+    return Table("Quick", tuple(Row(m, split, "mlp", protocol, m) for m in methods), together(seeds))

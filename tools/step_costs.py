@@ -10,7 +10,7 @@ from pathlib import Path
 from step import PEAKS
 
 from imbook.data import long_tailed_counts
-from imbook.experiments import CIFAR_200
+from imbook.tables.common import CIFAR_200
 
 IMAGES = int(sum(long_tailed_counts(5000, 100, 10)))  # of long-tailed CIFAR-10, ratio 100: the run that is estimated
 

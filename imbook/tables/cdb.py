@@ -1,0 +1,102 @@
+"""Chapter 05, CDB: difficulty-balanced weights, their tau, and what tames their swings."""
+
+from dataclasses import replace
+
+from imbook.records import facts
+from imbook.rows import Split, Table
+from imbook.tables.common import BASELINES, CE, CIFAR10_LT, CIFAR100_LT, CIFAR_SHORT, FASHION_LT, SMALL, rows, together
+from imbook.train import Protocol
+
+SMALL_LONG = replace(SMALL, name="small, three times as long", epochs=60, watch=6)
+PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
+CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
+    "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
+)
+CDB_FIXED = tuple((f"CDB, tau {tau:g}", "CDB", {"tau": tau}) for tau in (0.5, 1.0, 1.5, 2.0))
+CDB_DYNAMIC = ("CDB, dynamic tau", "CDB", {"tau": "dynamic"})
+CDB_OURS = (*CDB_FIXED, CDB_DYNAMIC)
+CDB_CODE = ("CDB, released tau", "CDB", {"tau": "dynamic", "variant": "released"})
+CDB_ABLATIONS = (
+    CDB_DYNAMIC,
+    ("dynamic, smoothed 0.5", "CDB", {"tau": "dynamic", "smooth": 0.5}),
+    ("dynamic, smoothed 0.9", "CDB", {"tau": "dynamic", "smooth": 0.9}),
+    ("dynamic, floor 0.05", "CDB", {"tau": "dynamic", "floor": 0.05}),
+    ("dynamic, mean over weights", "CDB", {"tau": "dynamic", "reduction": "weights"}),
+)
+
+
+def with_valid(split, net, protocol, *methods):
+    """The rows of baselines that train on the held-out images too: what CDB's validation set costs the others."""
+    return rows(
+        replace(split, train_on_valid=True), net, protocol, *((f"{m[0]} + validation", *m[1:]) for m in methods)
+    )
+
+
+def cdb_facts(ratio, *methods):
+    """The methods with the key of the paper's number for CIFAR-100-LT at this ratio, where one is known."""
+    return tuple((*m, key) if (key := f"cdb/cifar100-lt-{ratio}/{m[0]}") in facts() else m for m in methods)
+
+
+TABLES = {
+    "cdb-fashion": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 100",
+        rows(FASHION_LT, "lenet", SMALL, *BASELINES, *CDB_OURS, CDB_CODE)
+        + with_valid(FASHION_LT, "lenet", SMALL, CE, BASELINES[1], BASELINES[6]),
+        together(10),
+    ),
+    "cdb-cifar10": Table(
+        "CDB on CIFAR-10, long-tailed, ratio 100, short protocol",
+        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5], CDB_FIXED[1], CDB_DYNAMIC),
+        together(3),
+    ),
+    "cdb-ablations": Table(
+        "CDB on Fashion-MNIST: what matters",
+        rows(FASHION_LT, "lenet", SMALL, *CDB_ABLATIONS),
+        together(5),
+    ),
+    "cdb-noise": Table(
+        "CDB on Fashion-MNIST with 25 validation images a class",
+        rows(replace(FASHION_LT, valid=25), "lenet", SMALL, CE, CDB_ABLATIONS[0], CDB_ABLATIONS[2]),
+        together(5),
+    ),
+    "cdb-long": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 100, trained three times as long",
+        rows(FASHION_LT, "lenet", SMALL_LONG, CE, CDB_FIXED[1], CDB_DYNAMIC),
+        together(3),
+    ),
+    "cdb-fashion-10": Table(
+        "CDB on Fashion-MNIST, long-tailed, ratio 10",
+        rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, CE, BASELINES[1], BASELINES[6], *CDB_OURS),
+        together(5),
+    ),
+    **{
+        f"cdb-mnist-{share:g}": Table(
+            f"MNIST, 4 against 9, majority share {share:g}",
+            rows(
+                Split("mnist", "pair", share=share, n_max=5000, valid=100, classes=(9, 4)),
+                "lenet",
+                PAIR,
+                *BASELINES[:5],
+                *CDB_OURS,
+                ("CDB, tau 0.5, floor 0.05", "CDB", {"tau": 0.5, "floor": 0.05}),
+            ),
+            together(10),
+            metric="accuracy",
+        )
+        for share in (0.9, 0.95, 0.98, 0.99, 0.995)
+    },
+    **{
+        f"cdb-cifar100-{ratio}": Table(
+            f"CDB on CIFAR-100-LT, ratio {ratio}, the released protocol",
+            rows(
+                replace(CIFAR100_LT, ratio=ratio),
+                "resnet32",
+                CDB_RELEASED,
+                *cdb_facts(ratio, CE, BASELINES[3], *CDB_OURS, CDB_CODE),
+            ),
+            together(3),
+            device="cuda",
+        )
+        for ratio in (100, 200, 50, 20, 10)
+    },
+}

@@ -1,0 +1,61 @@
+"""What the tables of several chapters share: seeds, splits, protocols, the simple methods, and rows of each method."""
+
+from dataclasses import replace
+from itertools import product
+
+from imbook.rows import Row, Split
+from imbook.train import Protocol
+
+# The protocols of the CPU are ours, chosen so that cross entropy has converged; the others are the papers'.
+DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, cosine=True, watch=2)
+SMALL = Protocol("small", epochs=20, batch=32, lr=0.02, cosine=True, watch=2)
+CIFAR_200 = Protocol(  # the field's for CIFAR with ResNet-32, from LDAM's line of papers [R]
+    "cifar-200", 200, 128, 0.1, 0.9, 2e-4, warmup=5, milestones=(160, 180), decay=0.01, crop=4, flip=True, watch=5
+)
+CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
+
+
+def together(k, first=0):
+    """k sets of seeds in which order, draw and training change together, from `first` on."""
+    return tuple(dict(order=s, draw=s, train=s) for s in range(first, first + k))
+
+
+def crossed(k):
+    """k^3 sets of seeds: every order with every draw with every training seed; those of crossed(k - 1) come first."""
+    cube = sorted(product(range(k), repeat=3), key=max)
+    return tuple(dict(order=o, draw=d, train=t) for o, d, t in cube)
+
+
+def rows(split, net, protocol, *methods):
+    """Rows that share everything but the method: each of `methods` is (label, method, hyper-parameters[, fact])."""
+    return tuple(Row(label, split, net, protocol, method, hyper, *fact) for label, method, hyper, *fact in methods)
+
+
+CE = ("cross entropy", "CrossEntropy", {})
+BASELINES = (
+    CE,
+    ("inverse frequency", "Weighted", {"scheme": "inverse"}),
+    ("class-balanced", "Weighted", {"scheme": "effective", "beta": 0.999}),
+    ("focal", "Focal", {"gamma": 1.0}),
+    ("over-sampling", "OverSampling", {}),
+    ("logit adjustment", "LogitAdjusted", {"tau": 1.0}),
+    ("balanced softmax", "BalancedSoftmax", {"tau": 1.0}),
+)
+
+DIGITS_LT = Split("digits", ratio=20, n_max=120, order="seed")
+FASHION_LT = Split("fashion-mnist", ratio=100, n_max=2000, valid=100, order="seed")
+MNIST_LT = replace(FASHION_LT, data="mnist")
+CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
+CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
+
+# With 1,000 images in a large class a step-imbalanced run costs as much as a long-tailed one with 2,000.
+FASHION_STEP = replace(FASHION_LT, profile="step", n_max=1000)
+MNIST_STEP = replace(FASHION_STEP, data="mnist")
+
+
+def deferred(protocol, label="deferred re-weighting", method="Weighted", **hyper):
+    """A row whose inverse-frequency weights start after four fifths of the epochs, as in the field's protocol.
+
+    The loss is torch's weighted mean, as there: under milestones a mean over samples would learn 5 to 25 times slower.
+    """
+    return label, method, {**hyper, "start": protocol.epochs * 4 // 5, "reduction": "weights"}

@@ -1,0 +1,174 @@
+"""Summaries, paired comparisons and verdicts, by rules that are fixed here before the runs. Every chapter uses them.
+
+Chapter 02 derives the rules: pairing over seeds, the t-interval, the signed-rank test with Holm's correction.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import pandas as pd
+
+from imbook.records import facts
+from imbook.results import SEEDS, frame, fresh, progress
+
+
+def summary(table, folder=None, records=None):
+    """One line per row of a table: a DataFrame.
+
+    Runs done of those planned, how many of them are stale (their method has changed since; they are not averaged), mean
+    and sd over the others, the paper's number with its mark, the verdict (`reproduction`).
+    """
+    runs, known = frame(table, folder, records), facts()
+    lines = []
+    for row in table.rows:
+        own = runs[runs["label"] == row.label]
+        values = own.loc[~own["stale"].astype(bool), table.metric]
+        fact = known[row.fact] if row.fact else {}
+        lines.append(
+            {
+                "label": row.label,
+                "done": len(values),
+                "planned": len({row.key(s) for s in table.seeds}),
+                "stale": len(own) - len(values),
+                "mean": values.mean(),
+                "sd": values.std(),
+                "paper": fact.get("value"),
+                "mark": fact.get("mark", ""),
+                "verdict": reproduction(fact.get("value"), values),
+            }
+        )
+    return pd.DataFrame(lines).set_index("label")
+
+
+def reproduction(paper, values):
+    """The verdict on one number of a paper, in points: a string.
+
+    The distance decides, so that a wide spread over few seeds cannot help: 'reproduced' where the mean of our runs is
+    within 1 point of the paper's number, 'within x points' where it is within 3, x rounded up, else 'not reproduced'.
+    Behind it stands the 95 % t-interval of our mean, as in 'reproduced (61.2 to 62.9)', and below three runs '(n too
+    small)'. 'not available' without the paper's number, 'pending' without runs.
+    """
+    if paper is None:
+        return "not available"
+    if not len(values):
+        return "pending"
+    values = pd.Series(values, dtype=float)
+    mean, half, gap = values.mean(), _half_width(values), abs(values.mean() - paper)
+    said = "reproduced" if gap <= 1 else f"within {math.ceil(gap)} points" if gap <= 3 else "not reproduced"
+    return f"{said} (n too small)" if len(values) < 3 else f"{said} ({mean - half:.1f} to {mean + half:.1f})"
+
+
+def versus(table, baseline, metric=None, extra=(), folder=None, records=None):
+    """A table with the paired differences to one of its rows: a DataFrame, one line per row that has runs.
+
+    n, mean and sd of the metric (default: the table's), the mean of each column in `extra`, then difference, low, high,
+    p_holm and verdict of `compare`; empty for the baseline itself.
+    """
+    metric, runs = metric or table.metric, frame(table, folder, records)
+    by = runs.groupby("label", sort=False)
+    shown = pd.DataFrame({"n": by.size(), "mean": by[metric].mean(), "sd": by[metric].std()})
+    shown[list(extra)] = by[list(extra)].mean()
+    return shown.join(compare(runs, baseline, metric).drop(columns=["n", "p", "resolves"])).loc[list(by.groups)]
+
+
+def compare(runs, baseline, metric="balanced_accuracy"):
+    """Differences to one row, paired over the seeds: a DataFrame, one line per label.
+
+    Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference
+    this n can tell from none), p (Wilcoxon signed rank, two-sided), p_holm (corrected over the rows), verdict
+    (`claim_verdict`).
+    Raises ValueError where the baseline has no runs, and for stale runs (`fresh`).
+    """
+    wide = fresh(runs).pivot_table(index=SEEDS, columns="label", values=metric, sort=False)
+    if baseline not in wide:
+        raise ValueError(f"no runs of {baseline!r}: choose from {list(wide)}")
+    if len(wide.columns) == 1:
+        raise ValueError(f"only {baseline!r} has runs: there is nothing to compare it with")
+    others = wide.columns.drop(baseline)
+    table = pd.DataFrame([_paired(wide[label] - wide[baseline]) for label in others], index=others)
+    if not table["n"].any():
+        raise ValueError(f"no seeds are common to {baseline!r} and another row: there is nothing to pair")
+    table["p_holm"] = _holm(table["p"])
+    table["verdict"] = [claim_verdict(*line) for line in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
+    return table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about some tables: that a sum over their runs is above a number, in the mean over the seeds.
+
+    number: claims of one number whose first terms are of one table are corrected together. terms: (sign, table, label,
+    column) or (sign, table, label, column, when), added up for each set of seeds. column: a metric of `frame`, or a
+    column of `progress`, then a mean over the epochs of when: 'early' (the first tenth), 'all' or 'last'. above: the
+    number.
+    """
+
+    number: int
+    text: str
+    terms: tuple[tuple, ...]
+    above: float = 0.0
+
+
+def judge(claims, frames):
+    """What the records say of some claims: a DataFrame, one line per claim.
+
+    claims: `Claim`s; frames: {table: `frame`}. Columns: number, claim, n (sets of seeds with all runs), difference
+    (mean of the sum less `above`), low, high, resolves, p as in `compare`, p_holm (corrected over the claims of a
+    number and table) and verdict (`claim_verdict`).
+    """
+    rows, once = [], cache(lambda table: progress(frames[table]))
+    for claim in claims:
+        values = sum(term[0] * _one_number(frames, once, *term[1:]) for term in claim.terms)
+        rows.append(dict(number=claim.number, claim=claim.text, **_paired(values - claim.above)))
+    table = pd.DataFrame(rows)
+    together = [table["number"], [claim.terms[0][1] for claim in claims]]
+    table["p_holm"] = table.groupby(together)["p"].transform(_holm)
+    table["verdict"] = [claim_verdict(*line) for line in table[["n", "low", "high", "p_holm"]].itertuples(index=False)]
+    return table
+
+
+def _one_number(frames, progress_of, table, label, column, when=None):
+    """A number for each set of seeds of a row: a Series, empty where nothing has run."""
+    runs = fresh(frames[table][frames[table]["label"] == label])
+    if when is None or runs.empty:
+        return runs.set_index(SEEDS).reindex(columns=[column])[column].astype(float)
+    rows = progress_of(table)
+    last = rows["epoch"].max()
+    between = {"early": (1, last / 10), "all": (1, last), "last": (last, last)}[when]
+    return rows[(rows["label"] == label) & rows["epoch"].between(*between)].groupby(SEEDS)[column].mean()
+
+
+def _paired(d):
+    """Mean of the differences d, their 95 % t-interval and the signed-rank test, of those that are there."""
+    from scipy.stats import wilcoxon
+
+    d = d.dropna()
+    half, p = _half_width(d), wilcoxon(d).pvalue if (d != 0).any() else 1.0
+    mean = d.mean()
+    return dict(n=len(d), difference=mean, low=mean - half, high=mean + half, resolves=half, p=p)
+
+
+def _holm(p):
+    by_p = p.sort_values()
+    return (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)
+
+
+def claim_verdict(n, low, high, p_holm):
+    """Whether 'better than the baseline' holds: a string.
+
+    'holds' where the whole interval is above 0 and p_holm < 0.05, else 'does not hold'. 'reversed' where it holds the
+    other way round; 'not tested' with fewer than 6 pairs, where no signed-rank test can reach 0.05.
+    """
+    if n < 6:
+        return "not tested"
+    if p_holm < 0.05 and (low > 0 or high < 0):
+        return "holds" if low > 0 else "reversed"
+    return "does not hold"
+
+
+def _half_width(values):
+    from scipy.stats import t
+
+    n = len(values)
+    return t.ppf(0.975, n - 1) * values.std() / n**0.5 if n > 1 else float("nan")

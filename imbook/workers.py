@@ -1,0 +1,209 @@
+"""The queue: which runs are missing, and making them by one process or by several.
+
+What a worker runs is in a module of its own: a spawned process cannot find what lives in `__main__`.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imbook import records
+from imbook.experiments import run
+from imbook.fast import CaptureError
+from imbook.methods import METHODS
+from imbook.tables import QUEUE, TABLES, check_name
+
+
+class BudgetSpent(Exception):
+    """The time given by --budget is over; not a TimeoutError, which a file system may raise too."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the queue.
+
+    names: tables and parts of the queue. out: folder of new records. labels: only rows whose label holds one of these
+    texts. seeds: only the first k sets of seeds. shard: (i, n), every n-th run from the i-th. dry: two short epochs.
+    device: None for each table's own. fast: see `imbook.train.fit`. ValueError for an unknown name and for labels that
+    no row has.
+    """
+
+    names: tuple[str, ...]
+    out: Path = Path("runs")
+    labels: tuple[str, ...] = ()
+    seeds: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    dry: bool = False
+    device: str | None = None
+    fast: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "out", Path(self.out).expanduser())
+        for name in self.names:
+            check_name(name, (*TABLES, *QUEUE))
+        there = [row.label for name in self.tables() for row in TABLES[name].rows]
+        if self.labels and not any(text in label for text in self.labels for label in there):
+            raise ValueError(
+                f"no row of {', '.join(self.names)} has {' or '.join(map(repr, self.labels))} in its label"
+            )
+
+    def tables(self):
+        """The names of the tables, each once."""
+        return list(dict.fromkeys(table for name in self.names for table, _, _ in parts(name)))
+
+    def key(self, row, seeds):
+        """The key of the record to be made: a dry run has one of its own."""
+        return ("dry-" if self.dry else "") + row.key(seeds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made."""
+
+    table: str
+    device: str
+    row: object
+    seeds: dict
+
+    def __str__(self):
+        return f"{self.table}: {self.row.label}, seeds {'/'.join(map(str, self.seeds.values()))}"
+
+
+def parts(name):
+    """A part of the queue is pieces of tables, (table, number of sets of seeds, labels); a table is one, and whole."""
+    return QUEUE.get(name, ((name, None, ()),))
+
+
+def missing(request, have=None):
+    """The runs of a request that have no record, or one of an older version of their method: a list of `Job`.
+
+    have: {key: record}, default those of the package and of the request's folder, without damaged files.
+    """
+    have = records.load(request.out, damaged=[]) if have is None else have
+    seen, wanted = set(), []
+    for name, number, labels in (part for asked in request.names for part in parts(asked)):
+        table = TABLES[name]
+        for row, seeds in table.runs():
+            key = request.key(row, seeds)
+            asked = (
+                seeds in table.seeds[:number]
+                and seeds in table.seeds[: request.seeds]
+                and (not labels or row.label in labels)
+                and (not request.labels or any(text in row.label for text in request.labels))
+            )
+            if asked and key not in seen:
+                seen.add(key)
+                wanted.append((key, Job(name, request.device or table.device, row, seeds)))
+    i, n = request.shard  # of what is asked, not of what is missing: a shard keeps its runs as others finish
+    return [job for key, job in wanted[i::n] if not _current(have.get(key), job.row)]
+
+
+def work(jobs, request, deadline, tell):
+    """Make what is missing, one run after the other. tell(what, value): progress and news; deadline(): a time."""
+    longest = {}
+
+    def tick(epoch, entry):
+        tell("epochs", 1)
+        if time.monotonic() > deadline():
+            raise BudgetSpent
+
+    try:
+        for job in jobs:
+            if job.device == "cpu":
+                torch.set_num_threads(1)
+            key = request.key(job.row, job.seeds)
+            if time.monotonic() + longest.get(job.table, 0) > deadline():
+                raise BudgetSpent
+            with records.claim(request.out, key) as mine:
+                if not mine or _made(request.out / f"{key}.json", job.row):
+                    tell("skipped", length(job, request))
+                    continue
+                tell("run", str(job))
+                began, checkpoint = time.monotonic(), request.out / "checkpoints" / f"{key}.pt"
+                kept = None if request.dry else checkpoint
+                try:
+                    record = run(job.row, job.seeds, job.device, kept, tick, request.dry, request.fast)
+                except (FloatingPointError, CaptureError, torch.OutOfMemoryError) as error:
+                    tell("failed", f"{job}: {error}")
+                    if isinstance(error, CaptureError) and error.__cause__ is not None:
+                        tell("stopped", "a capture broke off and may have spoiled this process")
+                        return
+                    continue  # one such run must not end the queue
+                records.save(record, request.out)
+                checkpoint.unlink(missing_ok=True)
+                if request.fast:
+                    tell("fast", record["fast"])
+                longest[job.table] = max(longest.get(job.table, 0), time.monotonic() - began)
+    except BudgetSpent:
+        tell("stopped", "the budget is spent")
+    except KeyboardInterrupt:
+        tell("stopped", "interrupted")
+
+
+def share(jobs, request, deadline, tell, workers):
+    """The same by several processes: each run is made by the one that claims it.
+
+    On a GPU with `fast` the first starts alone, and the others once it has trained an epoch: it compiles what the
+    others then find in torch's cache.
+    """
+    new = multiprocessing.get_context("spawn")  # a CUDA device does not outlive a fork
+    until, news = new.Value("d", deadline), new.Queue()
+    waiting = [new.Process(target=worker, args=(jobs, request, until, news)) for _ in range(workers)]
+    apart = request.fast and any(job.device == "cuda" for job in jobs)
+    started = []
+
+    def start(some):
+        for one in some:
+            one.start()
+            started.append(one)
+
+    start(waiting[:1] if apart else waiting)
+    while any(one.is_alive() for one in started) or not news.empty():
+        try:
+            what, value = news.get(timeout=0.2)
+            tell(what, value)
+        except queue.Empty:
+            what = None
+        except KeyboardInterrupt:
+            what, until.value = None, 0  # each stops after its epoch
+            tell("stopped", "interrupted")
+        if len(started) < workers and (what == "epochs" or not started[0].is_alive()) and until.value:
+            start(waiting[len(started) :])
+    for one in started:
+        one.join()
+        if one.exitcode:
+            tell("failed", f"a worker ended with status {one.exitcode}; its error stands above")
+
+
+def worker(jobs, request, until, news):
+    """What a process of `share` runs: until, the shared deadline; news, the queue of what it tells."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started us moves the deadline
+    work(jobs, request, lambda: until.value, lambda *what: news.put(what))
+
+
+def length(job, request):
+    """The epochs of a run."""
+    return 2 if request.dry else job.row.protocol.epochs
+
+
+def multi_process_service():
+    """Whether the GPU's multi-process service is on: several processes then compute at the same time."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+
+
+def _current(record, row):
+    return record is not None and record["method_version"] == METHODS[row.method].version
+
+
+def _made(path, row):
+    """Whether another worker has finished this run in the meantime; a damaged file is made again."""
+    try:
+        return path.exists() and all(_current(record, row) for record in records.read(path))
+    except ValueError:
+        return False
