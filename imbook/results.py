@@ -143,6 +143,13 @@ def validation(runs):
     return rows.rename(columns={"size": "n", "std": "sd"})
 
 
+def mean_sd(runs, metrics, digits=1):
+    """Mean ± sd over the runs of each row as text, one line per label: what a chapter's table shows."""
+    by = runs.groupby("label", sort=False)[list(metrics)]
+    mean, sd = (table.map(f"{{:.{digits}f}}".format) for table in (by.mean(), by.std()))
+    return mean + "\u00a0±\u00a0" + sd
+
+
 def by_attribute(runs):
     """Class-balanced accuracy of each label of an image, long: one row per run and label.
 

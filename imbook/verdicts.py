@@ -59,17 +59,34 @@ def reproduction(paper, values):
     return f"{said} (n too small)" if len(values) < 3 else f"{said} ({mean - half:.1f} to {mean + half:.1f})"
 
 
-def versus(table, baseline, metric=None, extra=(), folder=None, records=None):
-    """A table with the paired differences to one of its rows: a DataFrame, one line per row that has runs.
+def versus(table, runs, baseline, metric=None, extra=(), digits=1):
+    """A table with the paired differences to one of its rows: a DataFrame, one line per row of the table.
 
-    n, mean and sd of the metric (default: the table's), the mean of each column in `extra`, then difference, low, high,
-    p_holm and verdict of `compare`; empty for the baseline itself.
+    runs: its `frame`. Columns: n, mean and sd of the metric (default: the table's), the mean of each column in `extra`,
+    then difference, low, high, p_holm and verdict of `compare`. A row without runs has n 0 and the verdict 'pending'.
+    Numbers are rounded to `digits`, p to three.
     """
-    metric, runs = metric or table.metric, frame(table, folder, records)
-    by = runs.groupby("label", sort=False)
+    metric, by = metric or table.metric, runs.groupby("label", sort=False)
     shown = pd.DataFrame({"n": by.size(), "mean": by[metric].mean(), "sd": by[metric].std()})
-    shown[list(extra)] = by[list(extra)].mean()
-    return shown.join(compare(runs, baseline, metric).drop(columns=["n", "p", "resolves"])).loc[list(by.groups)]
+    for column in extra:
+        shown[column] = by[column].mean()
+    if {baseline} < set(runs["label"]):
+        shown = shown.join(compare(runs, baseline, metric).drop(columns=["n", "p", "resolves"]))
+    shown = shown.reindex(list(dict.fromkeys(row.label for row in table.rows))).fillna({"n": 0})
+    shown.loc[shown["n"] == 0, "verdict"] = "pending"
+    numbers = ["mean", "sd", *extra, "difference", "low", "high"]
+    return shown.astype({"n": int}).round(dict.fromkeys(numbers, digits) | {"p_holm": 3})
+
+
+def between(runs, better, worse, metric="balanced_accuracy"):
+    """The rule's answer to "`better` is better than `worse`": a dict of n, difference, low, high and verdict.
+
+    'pending', with n 0, where one of them has no runs. The two alone are compared: nothing is corrected over others.
+    """
+    two = runs[runs["label"].isin([better, worse])]
+    if two["label"].nunique() < 2:
+        return dict(n=0, difference=math.nan, low=math.nan, high=math.nan, verdict="pending")
+    return compare(two, worse, metric).loc[better, ["n", "difference", "low", "high", "verdict"]].to_dict()
 
 
 def compare(runs, baseline, metric="balanced_accuracy"):

@@ -1,0 +1,65 @@
+"""What several chapters do alike: show code, compare two versions of a loss step by step, count what autograd keeps."""
+
+import inspect
+import math
+import textwrap
+
+import torch
+
+
+def source(*things):
+    """The code of functions and classes without their docstrings: a text, a blank line between them."""
+    return "\n\n".join(_without_docstring(thing).strip() for thing in things)
+
+
+def _without_docstring(thing):
+    code = textwrap.dedent(inspect.getsource(thing))
+    if not thing.__doc__:
+        return code
+    head, _, tail = code.split('"""', 2)
+    return head.rstrip(" ") + tail.lstrip("\n")
+
+
+def three_steps(net, loss, batches, training=True, lr=0.5):
+    """Loss, gradient and state after three steps of SGD, to hold two versions of a method against each other.
+
+    loss(net, x, y, i, k) -> the loss of step k = 0, 1, 2 on a batch of `batches`; training: the network's mode.
+    Returns (loss, gradient of the first parameter, all parameters and buffers as one vector of float64).
+    """
+    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    for k, (x, y, i) in zip(range(3), batches):
+        net.train(training)
+        value = loss(net, x, y, i, k)
+        optimiser.zero_grad(), value.backward(), optimiser.step()
+    state = torch.cat([v.flatten().double() for v in net.state_dict().values()])
+    return value.item(), next(net.parameters()).grad.clone(), state
+
+
+def kept_bytes(forward):
+    """Bytes that autograd keeps for the backward pass while forward() runs."""
+    sizes = []
+
+    def pack(t):
+        sizes.append(t.numel() * t.element_size())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        forward()
+    return sum(sizes)
+
+
+def moons(n, seed, noise):
+    """Two half moons with n[c] points each, and their classes: x float32 (N, 2), y int64 (N,).
+
+    noise: standard deviation of what is added to both coordinates; the moons have radius 1.
+    """
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(2).repeat_interleave(torch.tensor(n))
+    t = math.pi * torch.rand(len(y), generator=g)
+    x = torch.where(y == 0, t.cos(), 1 - t.cos()), torch.where(y == 0, t.sin(), 0.5 - t.sin())
+    return torch.stack(x, 1) + noise * torch.randn(len(y), 2, generator=g), y
+
+
+def spread(q):
+    """A measured ratio as text, 'median (low to high)'. q: dict(median, low, high), or None: 'not measured'."""
+    return f"{q['median']:.2f} ({q['low']:.2f} to {q['high']:.2f})" if q else "not measured"
