@@ -215,6 +215,7 @@ def main(arguments):
     if unknown := [name for name in names if name not in TARGETS]:
         sys.exit(f"no target {unknown[0]!r}; there are: {', '.join(TARGETS)}")
     os.environ.update({name: value for name, _, value in settings})
+    os.environ.setdefault("PYTHONUTF8", "1")  # files are UTF-8, on Windows too
     os.chdir(ROOT)
     for name in names:
         TARGETS[name]()
