@@ -124,11 +124,6 @@ def resnet32(classes=10, channels=3):
     return resnet(32, classes, channels)
 
 
-def cut(net, stage):
-    """k such that net[:k] ends with the named stage; 0 for 'input'. Goes once the methods read stages by `tap`."""
-    return 0 if stage == "input" else list(dict(net.named_children())).index(stage) + 1
-
-
 def classifier(net):
     """The name of the network's classifier, as in `net.named_modules()`: 'head', or the last linear layer there is.
 

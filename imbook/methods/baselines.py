@@ -3,8 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from imbook.nets import CosineHead
+from imbook.nets import CosineHead, classifier
 from imbook.train import Method
+
+
+def wide(t):
+    """t in float32 where its dtype is a shorter one: sums, powers and random numbers need its digits."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 class CrossEntropy(Method):
@@ -47,8 +52,9 @@ def weighted_cross_entropy(h, y, w, reduction="samples"):
     """w_y * -log p_y, averaged: a scalar. h: logits (B, C); y: (B,); w: (C,), not negative.
 
     reduction: 'samples' divides by B, 'weights' by the batch's sum of weights (as torch's cross_entropy(weight=w) does;
-    0 where that sum is 0). With w of ones both are F.cross_entropy to the last bit.
+    0 where that sum is 0). With w of ones both are F.cross_entropy to the last bit. Summed in float32 at least.
     """
+    h = wide(h)
     w = w.to(h.dtype)
     total = F.cross_entropy(h, y, weight=w, reduction="sum")
     if reduction == "samples":
@@ -60,9 +66,10 @@ class Weighted(Method):
     """Cross entropy with one weight per class: the mean of w_y * -log p_y.
 
     scheme: 'inverse' (`inverse_frequency`) or 'effective' (`effective_number` with `beta`). start: weights are 1 before
-    this epoch (deferred re-weighting, Cao et al. 2019). reduction: 'samples' divides by the batch size, 'weights' by
-    the batch's sum of weights, as torch's cross_entropy(weight=...) and the field's deferred re-weighting do. Under
-    'samples' a step's loss changes scale when the weights come on, which under milestones is another learning rate.
+    this epoch (deferred re-weighting, Cao et al. 2019), with None they stay 1. reduction: 'samples' divides by the
+    batch size, 'weights' by the batch's sum of weights, as torch's cross_entropy(weight=...) and the field's deferred
+    re-weighting do. Under 'samples' a step's loss changes scale when the weights come on, which under milestones is
+    another learning rate. ValueError for a class without images, where weights are used.
     """
 
     def __init__(self, n, scheme="inverse", beta=0.999, start=0, reduction="samples"):
@@ -72,8 +79,9 @@ class Weighted(Method):
                 f"scheme {scheme!r}, reduction {reduction!r}: choose 'inverse' or 'effective', 'samples' or 'weights'"
             )
         self.start, self.reduction = start, reduction
-        self.register_buffer("target", inverse_frequency(n) if scheme == "inverse" else effective_number(n, beta))
-        self.register_buffer("w", torch.ones_like(self.target))  # (C,)
+        self.register_buffer("w", torch.ones(len(n)))  # (C,)
+        weigh = {"inverse": inverse_frequency, "effective": lambda n: effective_number(n, beta)}[scheme]
+        self.register_buffer("target", self.w.clone() if start is None else weigh(n))
 
     def forward(self, net, x, y, i):
         return weighted_cross_entropy(net(x), y, self.w, self.reduction)
@@ -92,13 +100,14 @@ class Focal(Method):
 
     def __init__(self, n=None, gamma=1.0):
         super().__init__()
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma {gamma}: at least 0")
         self.gamma = gamma
 
     def forward(self, net, x, y, i):
-        log_p = F.log_softmax(net(x), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
-        return (-((-torch.expm1(log_p)).clamp(min=0) ** self.gamma) * log_p).mean()
+        log_p = F.log_softmax(wide(net(x)), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
+        rest = -torch.expm1(log_p)  # 1 - p_y, 0 where the network is sure; a power below 1 has no slope there
+        return (-(rest.clamp(min=torch.finfo(rest.dtype).tiny) ** self.gamma) * log_p).mean()
 
 
 def log_prior(n, tau=1.0):
@@ -139,6 +148,11 @@ class OverSampling(CrossEntropy):
     def __init__(self, n=None, whole=False, start=0):
         super().__init__()
         self.whole, self.start = whole, start
+
+    def visits(self, n, epoch):
+        if epoch < self.start:
+            return super().visits(n, epoch)
+        return int((n > 0).sum()) * (int(n.max()) if self.whole else -(-int(n.sum()) // len(n)))
 
     def update(self, epoch, net, train, valid):
         if epoch >= self.start:
@@ -184,34 +198,52 @@ class CDT(Method):
 
     def __init__(self, n, gamma=0.2):
         super().__init__()
-        if gamma < 0 or n.min() < 1:
-            raise ValueError(f"gamma {gamma}, smallest class {n.min()}: gamma from 0, and at least one image a class")
+        if not gamma >= 0 or n.min() < 1:
+            raise ValueError(f"gamma {gamma}, smallest class {n.min()}: gamma from 0, and at least one image per class")
         self.register_buffer("temperature", ((n.max() / n.double()) ** gamma).float())  # (C,), at least 1
 
     def forward(self, net, x, y, i):
         return F.cross_entropy(net(x) / self.temperature, y)
 
 
+def subtract_margins(cosine, y, m):
+    """cosine_c - m_c at the sample's own class c = y, the cosines themselves elsewhere: (B, C).
+
+    cosine: (B, C); y: (B,); m: margins (C,).
+    """
+    own = y[:, None] == torch.arange(len(m), device=y.device)  # (B, C), one_hot would look at the values of y
+    return cosine - own * m
+
+
 class LDAM(Weighted):
     """Label-distribution-aware margins with deferred re-weighting.
 
-    It needs a network whose head is `imbook.nets.CosineHead`. The margin of class c is proportional to n_c^(-1/4), the
-    largest `margin`; logits are scaled by `scale`.
+    It needs a network whose classifier is `imbook.nets.CosineHead`: `replace_classifier(net, CosineHead(D, C))`. The
+    margin of class c is proportional to n_c^(-1/4), the largest `margin`; logits are scaled by `scale`. scheme, beta,
+    start, reduction: see `Weighted`. ValueError for a class without images, and in training for another classifier.
     Source: Cao et al. 2019.
     """
+
+    version = 2  # 1 took the mean over samples, and its class vectors started with torch's default length
 
     def __init__(
         self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160, reduction="weights"
     ):  # fmt: skip
         super().__init__(n, scheme, beta, start, reduction)
+        if n.min() < 1:
+            raise ValueError("a class without images has no margin: leave it out of the set")
         m = n.double() ** -0.25
         self.scale = scale
         self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
 
     def forward(self, net, x, y, i):
-        head = getattr(net, "head", None)
-        if head is not None and not isinstance(head, CosineHead):
-            raise ValueError(f"LDAM needs a head of cosines, here is {head}: net.head = CosineHead(D, C)")
-        own = y[:, None] == torch.arange(len(self.m), device=y.device)  # (B, C), one_hot would look at the values of y
-        cosine = net(x) - own * self.m  # (B, C)
-        return weighted_cross_entropy(self.scale * cosine, y, self.w, self.reduction)
+        name = classifier(net)
+        layer = net.get_submodule(name)
+        if not isinstance(layer, CosineHead):
+            size = f"{getattr(layer, 'in_features', 'D')}, {len(self.m)}"
+            raise ValueError(
+                f"LDAM needs a classifier of cosines, {name!r} is {layer}: call imbook.nets.replace_classifier(net, "
+                f"CosineHead({size})) before training"
+            )
+        h = self.scale * subtract_margins(wide(net(x)), y, self.m)  # (B, C)
+        return weighted_cross_entropy(h, y, self.w, self.reduction)

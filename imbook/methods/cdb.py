@@ -44,8 +44,8 @@ def dynamic_tau(accuracy, variant="paper", eps=0.01):
     >>> [round(dynamic_tau(A, v).item(), 3) for v in ("paper", "released")]
     [1.233, 0.814]
     """
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant {variant!r}: choose 'paper' or 'released'")
+    if variant not in ("paper", "released") or not eps > 0:
+        raise ValueError(f"variant {variant!r}, eps {eps}: choose 'paper' or 'released', and eps above 0")
     ratio = accuracy.max() / (accuracy.min() + eps)
     return 2 * torch.sigmoid(ratio - 1) if variant == "paper" else torch.sigmoid(ratio)
 

@@ -9,7 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from imbook.methods.baselines import CrossEntropy
+from imbook.methods.baselines import CrossEntropy, wide
+from imbook.nets import tap
 
 LEVELS, FORMS = ("class", "instance"), ("relative", "absolute", "distribution")
 
@@ -116,12 +117,14 @@ def rectification(h, z, y, level="class", form="relative", kappa=3, rho=0.5, bud
 
     h: logits (B, C); z: features (B, D), used at instance level; y: (B,). margin: default 0.5 at class level and
     2 pi / C at instance level (equation 12; which of the two belongs where is our reading [R]). The distribution form
-    at instance level divides the features by their length, so that distances lie in [0, 2] [R].
+    at instance level divides the features by their length, so that distances lie in [0, 2] [R]. Computed in float32 at
+    least.
     """
-    classes = h.shape[1]
+    classes, h = h.shape[1], wide(h)
     if level == "class":
         d_pos, d_neg, is_pos, is_neg = mine_classes(h.softmax(1), y, kappa)
     else:
+        z = wide(z)
         d_pos, d_neg, is_pos, is_neg = mine_instances(F.normalize(z) if form == "distribution" else z, y, kappa)
     anchor = minority(y, classes, rho, budget)[y][:, None]  # (B, 1)
     pairs = d_pos, d_neg, is_pos & anchor, is_neg & anchor
@@ -138,6 +141,8 @@ class CRL(CrossEntropy):
     level: 'class' or 'instance'; form: 'relative', 'absolute' or 'distribution'; kappa, rho, budget, margin, bins: see
     `rectification`. alpha: None for eta * Omega (`imbalance`) of each label, or a number for all of them; balanced
     data have Omega 0 and need a number. ValueError for an alpha outside [0, 1]. n: (C,), or a tuple of them.
+    stage: where instance level takes the features, flattened: any stage of the network (see `imbook.nets`), default
+    what the classifier is given.
     """
 
     def __init__(
@@ -152,6 +157,7 @@ class CRL(CrossEntropy):
         budget="kept",
         margin=None,
         bins=40,
+        stage=None,
     ):
         super().__init__()
         if level not in LEVELS or form not in FORMS or budget not in ("kept", "all"):
@@ -164,16 +170,24 @@ class CRL(CrossEntropy):
         self.alpha = [eta * o if alpha is None else float(alpha) for o in omega]  # one a label
         if not all(0 <= a <= 1 for a in self.alpha):
             raise ValueError(f"alpha {self.alpha} (eta {eta}, Omega {omega}): must lie in [0, 1]; lower eta")
+        self.stage = stage
         self.settings = dict(level=level, form=form, kappa=kappa, rho=rho, budget=budget, margin=margin, bins=bins)
 
     def forward(self, net, x, y, i):
-        z = net[:-1](x)  # (B, D)
-        h = net.head(z)  # (B, C), or one a label
+        h, z = self.scores(net, x)
         labels = zip(h, y.T) if isinstance(h, tuple) else [(h, y)]
         return sum(
             a * rectification(h_j, z, y_j, **self.settings) + (1 - a) * F.cross_entropy(h_j, y_j)
             for a, (h_j, y_j) in zip(self.alpha, labels)
         )
+
+    def scores(self, net, x):
+        """Logits (B, C), or one such tensor per label, and features (B, D); None at class level, which has no use."""
+        if self.settings["level"] == "class":
+            return net(x), None
+        read = []
+        h = tap(net, x, {self.stage: lambda z: read.append(z) or z})
+        return h, read[0].flatten(1)
 
 
 def _mean(values, counted):

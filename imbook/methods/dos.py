@@ -8,8 +8,9 @@ at hand, and all that stands below its line is our reconstruction [R]. Derived i
 import torch
 import torch.nn.functional as F
 
+from imbook.methods.baselines import wide
 from imbook.methods.features import embed, readings
-from imbook.nets import cut
+from imbook.nets import features, tap
 from imbook.train import Method
 
 BLOCK = 2**22  # distances held at once: 32 MB of float64
@@ -49,18 +50,18 @@ def draw_weights(law, shape, like):
     """Equations (6) and (7): w >= 0 with sum 1 in each row, of `shape` (B, k). The paper leaves the law open [R].
 
     law: 'simplex' (every w equally likely), 'uniform' (k uniform numbers over their sum: nearer to the middle) or
-    'equal' (1 / k each, nothing is drawn). like: a tensor of the dtype and device wanted.
+    'equal' (1 / k each, nothing is drawn). like: a tensor of the dtype and device wanted; drawn in float32 at least.
     """
     if law == "equal":
         return like.new_full(shape, 1 / shape[1])
-    w = like.new_empty(shape)
-    w = w.exponential_() if law == "simplex" else 1 - w.uniform_()  # in (0, 1]: the sum is never 0
-    return w / w.sum(1, keepdim=True)
+    w = wide(like).new_empty(shape)
+    w = w.exponential_().clamp(min=torch.finfo(w.dtype).tiny) if law == "simplex" else 1 - w.uniform_()  # never 0
+    return (w / w.sum(1, keepdim=True)).to(like.dtype)
 
 
 def squared_distance(z, v):
-    """||f(x) - v||^2 to each v: (B, K). z: (B, D), v: (B, K, D)."""
-    return (z[:, None] - v).square().sum(2)
+    """||f(x) - v||^2 to each v: (B, K), in float32 at least. z: (B, D), v: (B, K, D)."""
+    return (wide(z)[:, None] - wide(v)).square().sum(2)
 
 
 def loss_f(d, w):
@@ -81,7 +82,7 @@ def loss_g(h, y, rho):
 
     h: logits g(v) (B, K, C); y: (B,); rho: (B, K).
     """
-    each = F.cross_entropy(h.flatten(0, 1), y.repeat_interleave(h.shape[1]), reduction="none")
+    each = F.cross_entropy(wide(h).flatten(0, 1), y.repeat_interleave(h.shape[1]), reduction="none")
     return (rho * each.view(rho.shape)).sum(1)
 
 
@@ -97,6 +98,16 @@ def small_classes(n, rule="median"):
     if rule == "all":
         return torch.ones_like(n, dtype=torch.bool)
     return n <= (n.median() if rule == "median" else n.max()) / 2
+
+
+def scale_or_one(scale, z):
+    """The scale to divide squared distances by, a scalar tensor: 1 where it is 0, or only rounding.
+
+    scale: a mean of squared distances between rows of z (N, D). Where features have collapsed to one point it is the
+    rounding of their dtype, some 1e-14 of their squared length in float32, and nothing can be divided by that.
+    """
+    size = wide(z).square().sum(1).mean()
+    return torch.where(scale > (8 * torch.finfo(z.dtype).eps) ** 2 * size, scale, 1)
 
 
 def variance_within(z, y, classes):
@@ -115,19 +126,22 @@ class DOS(Method):
     """Deep over-sampling (algorithm 1).
 
     Cross entropy (2) up to epoch `start`; then a round every `every` epochs: all images are embedded, each image of a
-    minority class gets its k nearest neighbours v of its class and is visited r * n_max / n_c times an epoch (rounded),
+    minority class gets its k nearest neighbours v of its class and is visited r * n_max / n_c times per epoch, rounded,
     each time with new weights w. Its loss is l'_g + lambda_ * l'_f, that of a majority image stays cross entropy.
-    The network is cut in two, g(f(x)), after a stage.
+    The network is g(f(x)): f ends with a stage, any of the network's submodules (see `imbook.nets`). One pass computes
+    both terms: below the B images' features the stage puts out those of their B K neighbours, and g sees B (1 + K)
+    rows. BatchNorm in g takes all of them for its batch, so that its statistics are those of images and neighbours
+    together; the book's networks for this method have none.
 
-    k: neighbours (paper: 3 to 10); 0 is plain training. r: draws an image, as a multiple of n_max / n_c: the paper's
+    k: neighbours (paper: 3 to 10); 0 is plain training. r: draws per image, as a multiple of n_max / n_c: the paper's
     [1/R, k/R] is [1, k]. Open in the paper, and choices of ours [R]:
-    minority: see `small_classes`. stage: the one that f ends with, default the last before the head. lambda_: weight
+    minority: see `small_classes`. stage: the one that f ends with, default all before the classifier. lambda_: weight
     of l'_f. w: see `draw_weights`, or 'none': equations (1) to (5), the neighbours and the image itself, no weights.
     scale: what squared distances are divided by, measured each round: 'variance' (the mean squared distance of all
     features to their mean: no unit, and it stays when one class contracts), 'spread' (the mean over the minority's
     neighbours: no unit either, but it shrinks with the class, so that the pull does not fade), 'features' (D) or
-    'none' (1, as printed). v: 'stored' (fixed through the round: H(g(v), y) gives gradient to g only, and little but
-    l'_f moves f for a minority image) or 'live' (v = f of the neighbour's image, with gradient).
+    'none' (1, as printed); see also `scale_or_one`. v: 'stored' (fixed through the round: H(g(v), y) gives gradient to
+    g only, and little but l'_f moves f for a minority image) or 'live' (v = f of the neighbour's image, with gradient).
     read: also read the features by k nearest neighbours and logistic regression (`imbook.methods.features.readings`).
 
     Logs round, spread (that mean, unscaled), and within and within_majority: the variance of features around the class
@@ -166,33 +180,46 @@ class DOS(Method):
         self.register_buffer("z", torch.zeros(0, 0))  # (N, D), f(x) at the start of the round
         self.register_load_state_dict_pre_hook(_take_sizes)
 
-    def halves(self, net):
-        """f and g."""
-        at = -1 if self.stage is None else cut(net, self.stage)
-        return net[:at], net[at:]
+    def visits(self, n, epoch):
+        began = self.k and epoch >= self.start
+        return int((n * self.times.to(n.device)).sum()) if began else super().visits(n, epoch)
 
     def terms(self, net, x, y, i):
         """The loss of each image (B,), and its features f(x), flat (B, D)."""
-        f, g = self.halves(net)
-        z = f(x)
-        flat = z.flatten(1)  # (B, D)
-        plain = F.cross_entropy(g(z), y, reduction="none")
+        seen = []
+
+        def extend(z):
+            seen.append(z.flatten(1))
+            if not self.k:
+                return z
+            seen.extend(self.targets(net, seen[0], i))
+            return torch.cat([z, seen[1].reshape(-1, *z.shape[1:])])  # (B + B K, ...)
+
+        h = wide(tap(net, x, {self.stage: extend}))  # (B + B K, C)
+        plain = F.cross_entropy(h[: len(y)], y, reduction="none")
         if not self.k:
-            return plain, flat
+            return plain, seen[0]
+        z, v, w = seen
+        d = squared_distance(z, v) / self.scale  # (B, K)
+        cluster = loss_g(h[len(y) :].view(*w.shape, -1), y, rho(d, w)) + self.lambda_ * loss_f(d, w)
+        return torch.where(self.active[y], cluster, plain), z
+
+    def targets(self, net, z, i):
+        """The neighbours' features v (B, K, D) of the images at positions i (B,), and their weights w (B, K).
+
+        z: the images' own features (B, D).
+        """
         near = self.near[i]  # (B, K), K = k
         if self.law == "none":
             near = torch.cat([i[:, None], near], 1)  # equation (1): K = k + 1
-            w = torch.ones_like(near, dtype=flat.dtype)
+            w = torch.ones_like(near, dtype=z.dtype)
         else:
-            w = draw_weights(self.law, near.shape, flat)
+            w = draw_weights(self.law, near.shape, z)
         if self.live:
-            v = f(self.source.normalise(self.source.x[near.flatten()])).view(*near.shape, -1)
+            v = features(net, self.source.inputs(near.flatten()), self.stage).flatten(1).view(*near.shape, -1)
         else:
-            v = self.z[near]  # (B, K, D)
-        d = squared_distance(flat, v) / self.scale  # (B, K)
-        h = g(v.view(-1, *z.shape[1:])).view(*near.shape, -1)  # (B, K, C)
-        cluster = loss_g(h, y, rho(d, w)) + self.lambda_ * loss_f(d, w)
-        return torch.where(self.active[y], cluster, plain), flat
+            v = self.z[near]
+        return v, w
 
     def forward(self, net, x, y, i):
         if not self.k:
@@ -203,8 +230,7 @@ class DOS(Method):
         self.source = train
         begins = epoch >= self.start and (epoch - self.start) % self.every == 0
         if epoch == 0 or begins:
-            f, _ = self.halves(net)
-            z = embed(f, train)  # (N, D)
+            z = embed(net, train, self.stage)  # (N, D)
             if epoch == 0:
                 self.allocate(z)
             if begins:
@@ -225,10 +251,11 @@ class DOS(Method):
         self.active.copy_(self.small)
         train.order = torch.arange(len(z), device=z.device).repeat_interleave(self.times[train.y])
         chosen = self.near[:, 0] != torch.arange(len(z), device=z.device)  # those that have a neighbour
-        spread = squared_distance(z[chosen], z[self.near[chosen]]).mean() if chosen.any() else torch.zeros(())
+        z = wide(z)
+        spread = squared_distance(z[chosen], z[self.near[chosen]]).mean() if chosen.any() else z.new_zeros(())
         variance = (z - z.mean(0)).square().sum(1).mean()
-        by = {"none": 1, "features": z.shape[1], "spread": spread, "variance": variance}[self.scale_by]
-        self.scale.fill_(by if by > 0 else 1)
+        fixed, measured = {"none": 1, "features": z.shape[1]}, {"spread": spread, "variance": variance}
+        self.scale.fill_(fixed.get(self.scale_by) or scale_or_one(measured[self.scale_by], self.z))
         self.measured[0] = spread
         within = variance_within(z, train.y, len(self.small))
         self.measured[1], self.measured[2] = (within[m].nanmean() for m in (self.small, ~self.small))
@@ -245,10 +272,13 @@ class DOS(Method):
 
 
 def _take_sizes(module, state, prefix, *_):
-    """Tables as large as those of the checkpoint: N and D are known only once a network has embedded a set."""
+    """Tables and layers as those of the checkpoint: N, D and dtype are known only once a network has embedded a set."""
     for name, table in module.named_buffers(recurse=False):
         if prefix + name in state:
             setattr(module, name, torch.empty_like(state[prefix + name], device=table.device))
+    for name, layer in module.named_children():
+        if f"{prefix}{name}.weight" in state:
+            layer.to(state[f"{prefix}{name}.weight"].dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,9 +336,9 @@ class DOSAbstract(DOS):
 
     At each round images get abstract labels a (`abstract_labels`, named as in the round before). From then on the loss
     of every image has two more terms: head_weight * H(head(f(x)), a), the head being a linear layer of the method's
-    own, trained with the network; and block_weight * (1 - `inside`), which draws f(x) to its group's block. One group,
-    or both weights 0, is DOS. groups: G; by: see `abstract_labels`; super_classes: (C,) known ones to hold the groups
-    against; all others: see `DOS`.
+    own, in the features' dtype and trained with the network; and block_weight * (1 - `inside`), which draws f(x) to its
+    group's block. One group, or both weights 0, is DOS. groups: G; by: see `abstract_labels`; super_classes: (C,) known
+    ones to hold the groups against; all others: see `DOS`.
 
     Logs also groups (the label of most images of each class), energy (mean share inside the own block, over the images
     visited since the last epoch began) and rand (adjusted Rand index of groups and super_classes).
@@ -335,15 +365,15 @@ class DOSAbstract(DOS):
     def forward(self, net, x, y, i):
         each, z = self.terms(net, x, y, i)
         a = self.a[i]
-        share = inside(z, a, self.groups)
+        share = inside(wide(z), a, self.groups)
         self.seen.add_(self.on * torch.stack([share.detach().sum(), torch.ones_like(share).sum()]))
-        apart = self.head_weight * F.cross_entropy(self.head(z), a) + self.block_weight * (1 - share).mean()
+        apart = self.head_weight * F.cross_entropy(wide(self.head(z)), a) + self.block_weight * (1 - share).mean()
         return each.mean() + self.on * apart
 
     def allocate(self, z):
         super().allocate(z)
         self.a = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        self.head(z[:1])  # the layer now knows D
+        self.head.to(z.dtype)(z[:1])  # the layer now knows D
 
     def renew(self, z, train):
         super().renew(z, train)

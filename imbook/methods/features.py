@@ -5,43 +5,60 @@ Source: Ando and Huang 2017 (arXiv 1704.07515). Chapter 06.
 
 import torch
 
-from imbook.methods.baselines import CrossEntropy
+from imbook.methods.baselines import CrossEntropy, wide
+from imbook.nets import features
 from imbook.train import Method
 
 
-def embed(f, batches):
-    """f(x) of all samples in order, flat: (N, D). f: the lower part of a network, such as net[:-1]."""
-    return torch.cat([f(x).flatten(1) for x, _, _ in batches.plain()])
+def embed(net, batches, stage=None):
+    """The features of all samples in order, flat: (N, D).
+
+    stage: any stage of the network (see `imbook.nets`), default what the classifier is given. ValueError that names the
+    samples whose features are not finite.
+    """
+    z = torch.cat([features(net, x, stage).flatten(1) for x, _, _ in batches.plain()])
+    bad = (~z.isfinite().all(1)).nonzero().flatten()
+    if len(bad):
+        what = "features" if batches.inputs(bad).isfinite().all() else "inputs"
+        cure = {"inputs": "mend the data", "features": "the network's weights or the sizes of its inputs are off"}[what]
+        raise ValueError(
+            f"the {what} of {len(bad)} of {len(z)} samples are not finite, at positions {bad[:5].tolist()}: {cure}"
+        )
+    return z
 
 
 class OnFeatures(Method):
-    """A scikit-learn classifier that predicts from the features in the place of the network's head.
+    """A scikit-learn classifier that predicts from the features in the place of the network's own.
 
-    classifier: made, not fitted; it must know `predict_proba`. `finish` fits it to the training set's features.
+    classifier: made, not fitted; it must know `predict_proba`. `finish` fits it to the training set's features. stage:
+    where the features are taken (see `imbook.nets`), default what the network's classifier is given.
     """
 
-    def __init__(self, classifier):
+    def __init__(self, classifier, stage=None):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.stage = classifier, stage
 
     def finish(self, net, train):
-        self.classifier.fit(embed(net[:-1], train).cpu().numpy(), train.y.cpu().numpy())
+        self.classifier.fit(wide(embed(net, train, self.stage)).cpu().numpy(), train.y.cpu().numpy())
         self.classes = len(train.n)
 
     def predict(self, net, x):
-        """log of the classifier's probabilities: (B, C), -inf for a class that is not in the training set."""
-        z = net[:-1](x).flatten(1)  # (B, D)
+        """log of the classifier's probabilities: (B, C), -inf where one is 0, as for a class without training samples.
+
+        In float32, or the features' dtype where that has more digits.
+        """
+        z = wide(features(net, x, self.stage).flatten(1))  # (B, D)
         p = z.new_zeros(len(z), self.classes)  # (B, C)
         there = torch.as_tensor(self.classifier.classes_, device=z.device)
         p[:, there] = torch.as_tensor(self.classifier.predict_proba(z.cpu().numpy()), dtype=z.dtype, device=z.device)
         return p.log()
 
 
-def readings(net, train, k=5):
+def readings(net, train, k=5, stage=None):
     """k nearest neighbours ('knn') and logistic regression ('logistic') fitted to a trained network's features.
 
-    A dict of `OnFeatures`. The paper gives neither k nor a penalty: k = 5, and scikit-learn's penalty C = 1 on
-    standardised features, are ours [R].
+    A dict of `OnFeatures`; stage: theirs. The paper gives neither k nor a penalty: k = 5, and scikit-learn's penalty
+    C = 1 on standardised features, are ours [R].
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -49,8 +66,8 @@ def readings(net, train, k=5):
     from sklearn.preprocessing import StandardScaler
 
     made = {
-        "knn": OnFeatures(KNeighborsClassifier(k)),
-        "logistic": OnFeatures(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))),
+        "knn": OnFeatures(KNeighborsClassifier(k), stage),
+        "logistic": OnFeatures(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), stage),
     }
     for reading in made.values():
         reading.finish(net, train)
@@ -61,10 +78,15 @@ class CNNCL(CrossEntropy):
     """Cross entropy; afterwards its features are also read by k nearest neighbours and by logistic regression.
 
     One training gives three results: `predict` is that of the network, `readings` those of the two classifiers.
+    stage: where they read (see `imbook.nets`), default what the network's classifier is given.
     Source: the CNN and CNN-CL of Ando and Huang 2017.
     """
 
     several_labels = False
 
+    def __init__(self, n=None, stage=None):
+        super().__init__()
+        self.stage = stage
+
     def finish(self, net, train):
-        self.readings = readings(net, train)
+        self.readings = readings(net, train, stage=self.stage)

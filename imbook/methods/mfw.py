@@ -5,12 +5,13 @@ the law of lambda, the stage, the partner. Derived in chapter 07.
 """
 
 import math
+from functools import partial
 
 import torch
 
 from imbook.methods.baselines import Weighted, weighted_cross_entropy
 from imbook.methods.mixup import draw_share, mix, shuffle
-from imbook.nets import cut
+from imbook.nets import tap
 
 
 def weakening(n, strength, gamma):
@@ -38,11 +39,14 @@ def draw_lambda(a, low=0.5):
 def mean_lambda(a, low=0.5):
     """The expectation of `draw_lambda` [R]: for low 1/2 it is 1/2 + 4^-a Gamma(2a + 1) / (2 Gamma(a + 1)^2).
 
+    Computed in float64, as the logarithms are large and their sum is small; the shape and dtype of a.
+
     >>> mean_lambda(torch.tensor([0.0, 1.0, 4.0]))
     tensor([1.0000, 0.7500, 0.6367])
     """
-    log = torch.lgamma(2 * a + 1) - 2 * torch.lgamma(a + 1) - a * math.log(4)
-    return 1 - (1 - low) * (1 - log.exp())
+    b = a.double()
+    log = torch.lgamma(2 * b + 1) - 2 * torch.lgamma(b + 1) - b * math.log(4)
+    return (1 - (1 - low) * (1 - log.exp())).to(a.dtype)
 
 
 def partners(y, major, which="any"):
@@ -63,11 +67,12 @@ def partners(y, major, which="any"):
 class MFW(Weighted):
     """Cross entropy on features mixed in training by a share that grows with the class size; labels are kept. Ours [R].
 
-    strength, gamma: see `weakening`; strength 0 and equal classes are cross entropy. stage: features after it are
-    mixed ('input': the images). partner: see `partners`, or 'none': nothing is mixed in, z becomes lambda z; 'major'
-    classes are those larger than the median. low: least lambda. weakened: 'large', the method; as ablations
-    'small', the law upside down, or 'all' classes by the strength alike. start: from this epoch on weights a class are
-    added (deferred re-weighting; `scheme`, `beta`, `reduction`: see `Weighted`), None: never.
+    strength, gamma: see `weakening`; strength 0 and equal classes are cross entropy. stage: what it puts out is mixed;
+    any submodule of the network, or 'input': the images. partner: see `partners`, or 'none': nothing is mixed in, z
+    becomes lambda z; 'major' classes are those larger than the median. low: least lambda. weakened: 'large', the
+    method; as ablations 'small', the law upside down, or 'all' classes by the strength alike. start: from this epoch on
+    class weights are added (deferred re-weighting; `scheme`, `beta`, `reduction`: see `Weighted`), None: never. lambda
+    is drawn in float32 whatever the dtype of the features.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class MFW(Weighted):
         reduction="samples",
     ):
         super().__init__(n, scheme, beta, start, reduction)
-        if strength < 0 or gamma < 0 or not 0 <= low <= 1:
+        if not strength >= 0 or not gamma >= 0 or not 0 <= low <= 1:
             raise ValueError(f"strength {strength}, gamma {gamma}, low {low}: all from 0, low up to 1")
         if partner not in ("any", "major", "minor", "group", "none") or weakened not in ("large", "small", "all"):
             raise ValueError(
@@ -98,8 +103,9 @@ class MFW(Weighted):
         self.register_buffer("major", n > n.median())  # (C,), the lower median: half of the classes at most
 
     def forward(self, net, x, y, i):
-        k = cut(net, self.stage)
-        z = net[:k](x)  # (B, ...)
+        return weighted_cross_entropy(tap(net, x, {self.stage: partial(self.weaken, y)}), y, self.w, self.reduction)
+
+    def weaken(self, y, z):
+        """The features z (B, ...) of samples of the classes y (B,), mixed: the shape of z."""
         partner = None if self.partner == "none" else partners(y, self.major, self.partner)
-        z = mix(z, partner, draw_lambda(self.a[y].to(z.dtype), self.low))
-        return weighted_cross_entropy(net[k:](z), y, self.w, self.reduction)
+        return mix(z, partner, draw_lambda(self.a[y].float(), self.low))

@@ -3,10 +3,13 @@
 Each batch is mixed with a random permutation of itself. Shapes are static and randomness is drawn on the device.
 """
 
+from itertools import count
+
 import torch
 import torch.nn.functional as F
 
-from imbook.nets import cut
+from imbook.methods.baselines import wide
+from imbook.nets import tap
 from imbook.train import Method
 
 
@@ -27,9 +30,9 @@ def mix(z, partner, lambda_):
     """lambda_i z_i + (1 - lambda_i) z_partner(i): the shape of z. Where lambda is 1 it is z_i to the last bit.
 
     z: (B, ...); partner: int64 (B,), positions in the batch, or None: nothing is mixed in, the result is lambda_i z_i;
-    lambda_: (B,), or a scalar tensor for all.
+    lambda_: (B,), or a scalar tensor for all, cast to the dtype of z.
     """
-    lambda_ = lambda_.view(-1, *[1] * (z.ndim - 1))
+    lambda_ = lambda_.to(z.dtype).view(-1, *[1] * (z.ndim - 1))
     own = lambda_ * z
     return own if partner is None else own + (1 - lambda_) * z[partner]
 
@@ -43,9 +46,10 @@ def mixed_cross_entropy(h, y, partner, share):
     """The mean of share_i * -log p_y(i) + (1 - share_i) * -log p_y(partner(i)): a scalar.
 
     h: logits (B, C); y: (B,); partner: (B,); share: (B,), or a scalar tensor. Shares of 1 give F.cross_entropy(h, y) to
-    the last bit.
+    the last bit. Computed in float32 at least.
     """
-    log_p = F.log_softmax(h, 1)  # (B, C)
+    log_p = F.log_softmax(wide(h), 1)  # (B, C)
+    share = share.to(log_p.dtype)
     own, other = (log_p.gather(1, t[:, None]).squeeze(1) for t in (y, y[partner]))  # (B,)
     return F.nll_loss(log_p, y) + ((1 - share) * (own - other)).mean()
 
@@ -53,41 +57,43 @@ def mixed_cross_entropy(h, y, partner, share):
 class Mixup(Method):
     """Images and labels mixed with those of another image of the batch, by one lambda ~ Beta(alpha, alpha) a batch.
 
-    alpha 0 is cross entropy. Source: Zhang et al. 2018.
+    alpha 0 is cross entropy. lambda is drawn in float32 whatever the dtype of the images. Source: Zhang et al. 2018.
     """
 
     def __init__(self, n=None, alpha=1.0):
         super().__init__()
-        if alpha < 0:
+        if not alpha >= 0:
             raise ValueError(f"alpha {alpha}: at least 0")
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
+    def draw(self, y):
+        """Each sample's partner, int64 (B,), and the batch's lambda, a scalar tensor."""
+        return shuffle(y), draw_share(self.alpha.float())
+
     def forward(self, net, x, y, i):
-        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
+        partner, lambda_ = self.draw(y)
         return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, lambda_)
 
 
 class ManifoldMixup(Mixup):
     """Mixup of the features after a stage that is drawn anew for each batch; labels are mixed alike.
 
-    stages: names of the network's stages, or 'input', to draw from; one name fixes it. All of them mix, but by a share
-    of 1 where they were not drawn, so that no step differs in shape from another and the draw stays on the device.
-    Source: Verma et al. 2019; input and the first two stages are our choice [R].
+    stages: the stages to draw from, names of any submodules of the network, or 'input'; one name fixes it. All of them
+    mix, but by a share of 1 where they were not drawn, so that no step differs in shape from another and the draw stays
+    on the device. Source: Verma et al. 2019; input and the first two stages are our choice [R].
     """
 
     def __init__(self, n=None, alpha=1.0, stages=("input", "stage1", "stage2")):
         super().__init__(n, alpha)
-        if not stages:
-            raise ValueError("stages is empty: name at least one, such as 'stage1'")
+        if isinstance(stages, str) or not stages or len(set(stages)) < len(stages):
+            raise ValueError(f"stages {stages!r}: a tuple that names at least one, each once, such as ('stage1',)")
         self.stages = tuple(stages)
 
     def forward(self, net, x, y, i):
-        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
-        drawn, z, start = torch.randint(len(self.stages), (), device=x.device), x, 0
-        for s, k in enumerate(sorted(cut(net, stage) for stage in self.stages)):
-            z = mix(net[start:k](z), partner, torch.where(drawn == s, lambda_, 1))
-            start = k
-        return mixed_cross_entropy(net[start:](z), y, partner, lambda_)
+        partner, lambda_ = self.draw(y)
+        drawn, passed = torch.randint(len(self.stages), (), device=y.device), count()
+        change = lambda z: mix(z, partner, torch.where(drawn == next(passed), lambda_, 1))  # noqa: E731
+        return mixed_cross_entropy(tap(net, x, dict.fromkeys(self.stages, change)), y, partner, lambda_)
 
 
 def remix_share(lambda_, n_own, n_other, kappa, tau):
@@ -110,12 +116,12 @@ class Remix(Mixup):
 
     def __init__(self, n, alpha=1.0, kappa=3.0, tau=0.5):
         super().__init__(n, alpha)
-        if kappa < 1 or not 0 <= tau <= 1:
+        if not kappa >= 1 or not 0 <= tau <= 1:
             raise ValueError(f"kappa {kappa}, tau {tau}: kappa is at least 1, tau in [0, 1]")
         self.kappa, self.tau = kappa, tau
         self.register_buffer("n", n.double())  # (C,)
 
     def forward(self, net, x, y, i):
-        partner, lambda_ = shuffle(y), draw_share(self.alpha.to(x.dtype))
+        partner, lambda_ = self.draw(y)
         share = remix_share(lambda_, self.n[y], self.n[y[partner]], self.kappa, self.tau)
         return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, share)
