@@ -1,10 +1,13 @@
-"""What several chapters do alike: show code, compare two versions of a loss step by step, count what autograd keeps."""
+"""What several chapters do alike: show code, compare versions of a loss, count what autograd keeps, train a run here."""
 
 import inspect
 import math
+import os
 import textwrap
+from dataclasses import replace
 
 import torch
+from tqdm import tqdm
 
 
 def source(*things):
@@ -63,3 +66,31 @@ def moons(n, seed, noise):
 def spread(q):
     """A measured ratio as text, 'median (low to high)'. q: dict(median, low, high), or None: 'not measured'."""
     return f"{q['median']:.2f} ({q['low']:.2f} to {q['high']:.2f})" if q else "not measured"
+
+
+def train_here(table, label=None, **shorter):
+    """Train runs of a table on this machine, beside the records: a list of (row, record).
+
+    The environment variable IMBOOK_TRAIN decides: '0' trains nothing, 'all' every run of the table on whatever device
+    there is; without it the first run of the row `label` (default: the first row) where there is a CUDA device, with
+    the fields of its protocol in `shorter` replaced. A missing data set is downloaded. Shows a progress bar per run.
+    """
+    from imbook import data
+    from imbook.experiments import run
+
+    wanted, cuda = os.environ.get("IMBOOK_TRAIN", ""), torch.cuda.is_available()
+    queue = table.runs()
+    if wanted != "all":
+        row, seeds = next((r, s) for r, s in queue if label in (None, r.label))
+        queue = [(replace(row, protocol=replace(row.protocol, **shorter)), seeds)] if cuda and wanted != "0" else []
+    if not queue:
+        print("Nothing is trained here: the tables read the committed records.")
+    made = []
+    for row, seeds in queue:
+        try:
+            data.load(row.split.data)
+        except FileNotFoundError:
+            data.download(row.split.data)
+        with tqdm(total=row.protocol.epochs, desc=f"{row.label}, seed {seeds['train']}") as bar:
+            made.append((row, run(row, seeds, "cuda" if cuda else "cpu", tick=lambda *_, bar=bar: bar.update())))
+    return made

@@ -95,6 +95,21 @@ def curves(runs):
     )
 
 
+def by_class(runs, column):
+    """A column of the curves that holds one number per class, long: one row per run, epoch and class.
+
+    Columns: label, the seeds, epoch, class, images (in training), value. Epochs in which the column is empty (a method
+    that has measured nothing yet) are left out.
+    """
+    return pd.DataFrame(
+        {**run[["label", *SEEDS]], "epoch": entry["epoch"], "class": c, "images": n, "value": entry[column][c]}
+        for _, run in runs.iterrows()
+        for entry in run["record"]["curve"]
+        if entry.get(column)
+        for c, n in enumerate(run["record"]["n"])
+    )
+
+
 def epochs(runs):
     """Balanced test accuracy of each run in per cent, reported in three ways: one row per run, label and seeds beside.
 
