@@ -1,4 +1,4 @@
-"""What several chapters do alike: show code, compare versions of a loss, count what autograd keeps, train a run here."""
+"""What several chapters do alike: show code, compare versions of a loss, count kept bytes, train a run here."""
 
 import inspect
 import math
