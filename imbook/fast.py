@@ -5,34 +5,27 @@ A step of ResNet-32 is hundreds of small kernels, and launching them one by one 
 that do not depend on values, nothing read back by the host, buffers written with copy_.
 """
 
+import traceback
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# The forward pass in bfloat16 (autocast), the loss through torch.compile: off until benchmarks/step.py, which times
-# both, has shown on a GPU that they pay, and the tests that accuracy stays.
-HALF, COMPILED = False, False
+from imbook.precision import (
+    HALF,
+    Counters,
+    Scaler,
+    autocast,
+    check_precision,
+    compiled_blocks,
+    compiles,
+    describe,
+    switches,
+)
 
-
-def describe(net, device):
-    """What `fit(..., fast=True)` does on this device: 'cuda graph, channels_last, tf32', say, or the plain loop."""
-    if device.type != "cuda":
-        return f"plain loop on {device.type}"
-    parts = {
-        "cuda graph": True,
-        "channels_last": any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters()),
-        "tf32": torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0),
-        "bfloat16": HALF,
-        "torch.compile": COMPILED,
-    }
-    return ", ".join(name for name, on in parts.items() if on)
-
-
-chosen = describe  # until its callers have moved
-
+__all__ = ["CaptureError", "Step", "Watch", "describe"]
 
 class CaptureError(RuntimeError):
     """The training step of a method cannot be captured; the message names the method and the operation.
@@ -45,25 +38,47 @@ class CaptureError(RuntimeError):
 class Step:
     """A training step that is given positions alone: it gathers, augments and normalises the images itself.
 
-    On a CUDA device there is one graph a batch size, captured when that size first comes (the full batch, the smaller
+    On a CUDA device there is one graph per batch size, captured when that size first comes (the full batch, the smaller
     last one) and replayed from then on; on another device the same operations run one by one. A graph reads and writes
     fixed places in memory. Where `epoch` finds that a tensor has moved, or a plain attribute of the method has changed,
     it drops the graphs and captures anew.
 
+    A context: within it residual blocks are compiled and TF32 is switched, where `precision` says so.
     train: `imbook.data.Batches`; optimiser: fused SGD; its learning rate becomes a tensor on the device.
-    gradients: the `imbook.train.FeatureGradients` that watches, or None. `CaptureError` where the step cannot be
-    captured: there is no slow path in silence.
+    gradients: the `imbook.instruments.FeatureGradients` that watches, or None. precision: see `imbook.train.fit`.
+    backend: of torch.compile for the residual blocks (default: 'inductor' where they are compiled, else none).
+    `CaptureError` where the step cannot be captured: there is no slow path in silence. ValueError for batches that are
+    not in memory, and for a precision that the device does not have.
     """
 
-    def __init__(self, net, method, optimiser, train, gradients=None):
+    def __init__(self, net, method, optimiser, train, gradients=None, precision=None, backend=None):
+        if not hasattr(train, "positions"):
+            raise ValueError(
+                f"a fast step gathers its images on the device, and {type(train).__name__} reads them one by one: "
+                "train with fast=False, or hold the images in memory (imbook.data.Batches)"
+            )
         self.net, self.method, self.optimiser, self.train, self.gradients = net, method, optimiser, train, gradients
-        self.device, self.half, self.loss_of = train.x.device, HALF, method
-        if COMPILED:
-            torch.compiler.reset()  # else it gives up on compiling, in silence, after some networks
-            self.loss_of = torch.compile(method, dynamic=False)
+        self.device, self.precision = train.device, precision
+        check_precision(precision, self.device)
+        self.backend = backend or ("inductor" if compiles(net, self.device, precision) else None)
+        self.scaler = Scaler(self.device) if precision == "fp16" else None
+        if gradients is not None and self.scaler is not None:
+            gradients.scale = self.scaler.scale
         # On CUDA fused SGD reads a rate of float32 only.
         self.rate = torch.zeros((), dtype=torch.float32 if self.captures else torch.float64, device=self.device)
         self.graphs, self.fixed, self.pool = {}, None, None
+
+    def __enter__(self):
+        self.within = ExitStack()
+        self.within.enter_context(switches(self.precision))
+        if self.precision in HALF and self.captures:  # half precision is slower than float32 in the other format
+            self.net.to(memory_format=torch.channels_last)
+        if self.backend is not None:
+            self.within.enter_context(compiled_blocks(self.net, self.train.batch, self.backend))
+        return self
+
+    def __exit__(self, *_):
+        self.within.close()
 
     @property
     def captures(self):
@@ -80,9 +95,11 @@ class Step:
                     self.optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
         if self.captures and self.fixed != (now := self.what_is_fixed()):
             self.graphs.clear()
-            self.fixed, self.pool = now, torch.cuda.graph_pool_handle()
+            self.fixed, self.pool = now, self.new_pool()
         for b, i in enumerate(self.train.positions()):
             losses[b] = self(i)
+        for graph in self.graphs.values():
+            graph.count()
 
     def __call__(self, i):
         """One step on the batch at positions i (B,); returns the loss, a scalar that the next step overwrites."""
@@ -90,62 +107,71 @@ class Step:
             return self.run(i)
         if len(i) not in self.graphs:
             self.graphs[len(i)] = self.capture(i.clone())
-        graph, positions, loss, noted = self.graphs[len(i)]
-        positions.copy_(i)
-        graph.replay()
-        for kept, static in noted:
-            kept.append(static.clone())
-        return loss
+        return self.graphs[len(i)].replay(i)
 
     def run(self, i):
         """The step itself, operation by operation."""
         x, y = self.train.take(i)
-        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self.half else nullcontext():
-            loss = self.loss_of(self.net, x, y, i)
+        with autocast(self.precision, self.device):
+            loss = self.method(self.net, x, y, i)
         self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
+        if self.scaler is None:
+            loss.backward()
+            self.optimiser.step()
+        else:
+            self.scaler.step(loss, self.optimiser)
         return loss.detach()
 
     def capture(self, i):
-        """The graph of a step, its positions i (B,) and loss, and (list, tensor) pairs that the instrument notes."""
-        stream, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        with _timed_algorithms(), torch.cuda.stream(stream):
+        """The graph of a step on batches as large as i (B,): nothing is trained by it."""
+        counters = Counters(self.net)
+        numbers = self.check(i, counters)
+        graph = self.new_graph()
+        with _timed_algorithms(), graph.aside(), counters.out():
             self.warm_up(i)
-        torch.cuda.current_stream().wait_stream(stream)
-        if self.train.generator is not None:
-            with warnings.catch_warnings():  # newer versions of torch do this by themselves, and say so
-                warnings.simplefilter("ignore")
-                graph.register_generator_state(self.train.generator)
         self.optimiser.zero_grad()  # so that the graph makes its own gradients
-        watch, outside = Watch(), torch.cuda.current_stream()
-        with _timed_algorithms(), self.untouched():
+        with _timed_algorithms(), self.untouched(), counters.out():
             try:
-                with watch, torch.cuda.graph(graph, pool=self.pool):
-                    loss = self.run(i)
+                loss = graph.record(lambda: self.run(i))
             except Exception as error:
                 self.fixed = None  # the memory pool of a capture that failed is not used again
-                torch.cuda.set_stream(outside)
                 raise CaptureError(
-                    f"{type(self.method).__name__}: the training step cannot be captured, it failed at {watch.last} "
+                    f"{type(self.method).__name__}: the training step cannot be captured, it failed at {_place(error)} "
                     f"({error}). Train with fast=False, or rewrite that operation"
                 ) from error
             kept = (self.gradients.norms, self.gradients.labels) if self.gradients else ()
-            return graph, i, loss, [(some, some[-1]) for some in kept]
+            return Captured(graph, i, loss, [(some, some[-1]) for some in kept], counters, numbers)
 
-    def warm_up(self, i):
-        """Two steps that leave nothing behind. `CaptureError` naming each operation for which the host would wait."""
+    def check(self, i, counters):
+        """One step under `Watch`, which leaves nothing behind; returns what it adds to each of the counters.
+
+        `CaptureError` naming each operation for which the host would wait. Under a watch nothing is compiled: what is
+        captured afterwards runs without it.
+        """
+        before = counters.read()
         with self.untouched():
             with Watch() as watch:
                 self.run(i)
-            if watch.waits:
-                raise CaptureError(
-                    f"{type(self.method).__name__}: the training step cannot be captured, as the host waits for the "
-                    f"device in {', '.join(dict.fromkeys(watch.waits))}. Train with fast=False, or write it with "
-                    "static shapes (a mask and torch.where, no values read back)"
-                )
-            self.run(i)
+            after = counters.read()
+        if watch.waits:
+            raise CaptureError(
+                f"{type(self.method).__name__}: the training step cannot be captured, as the host waits for the "
+                f"device in {', '.join(dict.fromkeys(watch.waits))}. Train with fast=False, or write it with "
+                "static shapes (a mask and torch.where, no values read back)"
+            )
+        return [b - a for a, b in zip(before, after)]
+
+    def warm_up(self, i):
+        """Two steps that leave nothing behind: what is compiled, or timed, is so afterwards."""
+        with self.untouched():
+            for _ in range(2):
+                self.run(i)
+
+    def new_graph(self):
+        return Graph(self.device, self.pool, self.train.generator)
+
+    def new_pool(self):
+        return torch.cuda.graph_pool_handle()
 
     @contextmanager
     def untouched(self):
@@ -167,8 +193,9 @@ class Step:
                 del self.gradients.norms[noted:], self.gradients.labels[noted:]
 
     def tensors(self):
-        """All parameters and buffers of network and method."""
-        return [t for m in (self.net, self.method) for some in (m.parameters(), m.buffers()) for t in some]
+        """All parameters and buffers of network, method and scaler."""
+        modules = [m for m in (self.net, self.method, self.scaler) if m is not None]
+        return [t for m in modules for some in (m.parameters(), m.buffers()) for t in some]
 
     def momentum(self):
         """The optimiser's buffers."""
@@ -183,8 +210,64 @@ class Step:
         return [(t.data_ptr(), t.shape) for t in tensors], plain, self.net.training
 
 
+class Graph:
+    """A CUDA graph of one function."""
+
+    def __init__(self, device, pool, generator):
+        self.graph, self.device, self.pool, self.generator = torch.cuda.CUDAGraph(), device, pool, generator
+
+    @contextmanager
+    def aside(self):
+        """Within it work goes to another stream, as before a capture."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def record(self, work):
+        """Capture a function; returns what it returned, tensors that each replay overwrites."""
+        if self.generator is not None:
+            with warnings.catch_warnings():  # newer versions of torch do this by themselves, and say so
+                warnings.simplefilter("ignore")
+                self.graph.register_generator_state(self.generator)
+        outside = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self.graph, pool=self.pool):
+                return work()
+        except Exception:
+            torch.cuda.set_stream(outside)
+            raise
+
+    def replay(self):
+        self.graph.replay()
+
+
+class Captured:
+    """A graph of a step, its positions i (B,) and loss, the (list, tensor) pairs that the instrument notes, and the
+    numbers by which a step raises BatchNorm's counters.
+    """
+
+    def __init__(self, graph, i, loss, noted, counters, numbers):
+        self.graph, self.i, self.loss, self.noted = graph, i, loss, noted
+        self.counters, self.numbers, self.replays = counters, numbers, 0
+
+    def replay(self, i):
+        self.i.copy_(i)
+        self.graph.replay()
+        for kept, static in self.noted:
+            kept.append(static.clone())
+        self.replays += 1
+        return self.loss
+
+    def count(self):
+        """Add the steps since the last call to the counters."""
+        self.counters.add([number * self.replays for number in self.numbers])
+        self.replays = 0
+
+
 class Watch(TorchDispatchMode):
-    """Notes the last operation, and in `waits` those for which the host waits for the device, forward and backward.
+    """Notes in `waits` the operations for which the host waits for the device, forward and backward.
 
     These are operations whose result's shape depends on values (nonzero, unique, an index that is a mask), that read
     values (item, if, equal), or that copy between devices.
@@ -192,14 +275,13 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.last, self.waits = "its start", []
+        self.waits = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.last = str(func)
         out = func(*args, **kwargs)
         if _waits(func, args, kwargs, out):
-            self.waits.append(self.last)
+            self.waits.append(str(func))
         return out
 
 
@@ -213,6 +295,14 @@ def _waits(func, args, kwargs, out):
     if kwargs.get("output_size") is not None:  # repeat_interleave that is told
         return False
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+def _place(error):
+    """The line of the method, or of the network, in which an error arose: the last one outside torch."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in ("/torch/", "\\torch\\"))]
+    last = (own or frames)[-1]
+    return f"{last.line!r} ({last.filename}, line {last.lineno})"
 
 
 def _generator(device):

@@ -5,76 +5,29 @@ Chapter 02 builds `fit` line by line.
 
 import inspect
 import logging
-import math
-import os
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from imbook import checkpoints
 from imbook.fast import Step, describe
+from imbook.instruments import FeatureGradients
 from imbook.metrics import confusion, recall
-from imbook.nets import prior_bias
+from imbook.nets import classifier, prior_bias
+from imbook.protocol import Protocol, learning_rate
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """The contract of an experiment: all that training depends on besides data, network, method and seeds.
-
-    epochs, batch: passes over the training set and samples a step. lr, momentum, weight_decay: of SGD.
-    warmup: epochs of linear warm-up. milestones, decay: the rate is multiplied by `decay` from each of these epochs on;
-    cosine: instead, half a cosine from lr to 0. crop, flip: augmentation (see `imbook.data.Batches`).
-    prior_bias: start the head's bias at -log(C - 1) and exempt it from weight decay. watch: evaluate every that many
-    epochs, and at the last. Change one with dataclasses.replace. ValueError for values that cannot be.
-    """
-
-    name: str
-    epochs: int
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: int = 0
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.1
-    cosine: bool = False
-    crop: int = 0
-    flip: bool = False
-    prior_bias: bool = False
-    watch: int = 1
-
-    def __post_init__(self):
-        if min(self.epochs, self.batch, self.watch) < 1 or self.lr <= 0 or not 0 <= self.warmup < self.epochs:
-            raise ValueError(f"{self}: epochs, batch and watch start at 1, lr above 0, and warmup ends before epochs")
-        if self.cosine and self.milestones:
-            raise ValueError(f"{self}: a cosine schedule has no milestones")
-
-
-def learning_rate(protocol, epoch):
-    """The learning rate of one epoch (0, 1, ...): a pure function of the protocol.
-
-    >>> p = Protocol("demo", epochs=200, lr=0.1, warmup=5, milestones=(160, 180), decay=0.01)
-    >>> [round(learning_rate(p, e), 7) for e in (0, 4, 5, 159, 160, 180)]
-    [0.02, 0.1, 0.1, 0.1, 0.001, 1e-05]
-    """
-    if epoch < protocol.warmup:
-        return protocol.lr * (epoch + 1) / protocol.warmup
-    if protocol.cosine:
-        return (
-            protocol.lr * (1 + math.cos(math.pi * (epoch - protocol.warmup) / (protocol.epochs - protocol.warmup))) / 2
-        )
-    return protocol.lr * protocol.decay ** sum(epoch >= m for m in protocol.milestones)
+__all__ = ["FeatureGradients", "Method", "Protocol", "evaluate", "fit", "group_recall", "learning_rate"]
 
 
 class Method(nn.Module):
     """What a method of the book is: a loss, and what it does between epochs and at test time.
 
     A method is made from the class counts and its hyper-parameters, `SomeMethod(n, tau=1)`, n int64 (C,), or a tuple of
-    counts for several labels an image: ValueError where its `several_labels` is False.
+    counts for several labels per image: ValueError where its `several_labels` is False.
     `version` is raised whenever the method's mathematics changes: records of older versions are then flagged.
     """
 
@@ -88,7 +41,7 @@ class Method(nn.Module):
         bound = inspect.signature(cls.__init__).bind_partial(None, *given, **named)
         bound.apply_defaults()
         cls._check_labels(bound.arguments.get("n"))
-        made.arguments = {k: _plain(v) for k, v in bound.arguments.items()}  # by them a checkpoint knows its run
+        made.arguments = checkpoints.plain(dict(bound.arguments))  # by them a checkpoint knows its run
         made._made_with, made._fitted = (given, named), False
         return made
 
@@ -110,8 +63,8 @@ class Method(nn.Module):
         changed = [type(v).__name__ for v in (*given, *named.values()) if isinstance(v, nn.Module | nn.Parameter)]
         if changed:
             raise ValueError(
-                f"{type(self).__name__} was trained before and holds a {changed[0]} that it was given, which is trained "
-                "as well: make both anew for another training"
+                f"{type(self).__name__} was trained before and holds a {changed[0]} that it was given, which is "
+                "trained as well: make both anew for another training"
             )
         vars(self).clear()
         vars(self).update(own, _fitted=False)
@@ -136,7 +89,7 @@ class Method(nn.Module):
 
         No gradient, network in evaluation mode. Random numbers may be drawn from torch's global generator: it is seeded
         from the run's seed and the epoch, and put back afterwards. Measure with `train.plain()`, which does not
-        augment; set `train.order` to over-sample.
+        augment; set `train.order` to over-sample (`fit` puts it back when it ends), and give their number by `visits`.
         """
         return {}
 
@@ -168,28 +121,46 @@ def fit(
     every=10,
     tick=None,
     fast=False,
+    precision=None,
 ):
-    """Train `net` with `method` under `protocol`; returns the curve, a list of dicts, one an evaluated epoch.
+    """Train `net` with `method` under `protocol`; returns the curve, a list of dicts, one per evaluated epoch.
 
-    train, valid, test: `imbook.data.Batches`, the last two optional. seed: of torch's global generator (drawing
-    the network and the batches is the caller's). parameters: a subset to train; the rest is then frozen, BatchNorm
-    statistics included. groups: int64 (C,), the curve gives mean recall a group (default: a class).
-    instrument: a stage; the curve then also gives `gradient`, the mean norm of dL/dz of each class over the row's last
+    train, valid, test: `imbook.data.Batches` or `imbook.data.Loader`, the last two optional. seed: of torch's global
+    generator (drawing the network and the batches is the caller's). parameters: a subset to train; the rest is then
+    frozen, BatchNorm statistics included. groups: int64 (C,), the curve gives the mean recall per group (default: the
+    recall per class); a class without images has none (nan) and is left out of its group's mean.
+    instrument: a stage; the curve then also gives `gradient`, the mean norm of dL/dz per class over the row's last
     epoch (see `FeatureGradients`), and `train_confusion` (C, C), of all training images after it, in evaluation mode.
     checkpoint: a file, written every `every` epochs; where it exists, training resumes from it, bit for bit on a CPU.
     tick: called as tick(epochs done, row or None) after each epoch; what it raises ends the run, after a checkpoint.
-    fast: the same steps by `imbook.fast`, which logs what it chose for this device (see `imbook.fast.describe`).
+    fast: the same steps by `imbook.fast`, which logs what it does on this device (see `imbook.fast.describe`).
+    precision: of fast steps: None (float32, TF32 as torch's switches say), 'float32' (no TF32), 'tf32', 'bf16' or
+    'fp16' (autocast with channels_last and, on a GPU, compiled residual blocks; 'fp16' scales the loss).
+    `imbook.precision.best_precision` names the fastest of a device.
 
-    Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite, ValueError when the
-    method needs a held-out set that is not given, the set has several labels an image and the method is for one, or the
-    checkpoint is of another run; with fast, `imbook.fast.CaptureError` (naming method and operation) when the step
-    cannot be captured. Derived in chapter 02.
+    Whatever is reused starts fresh: a method that was fitted before is made anew from its arguments
+    (`Method.restart`), and `train.order` is each image once at the start and at the end, also after an error. The
+    network goes on from the weights it has, and the training set's generator from where it is.
+
+    Raises FloatingPointError (naming epoch, batch and checkpoint) when the loss is not finite. ValueError when the
+    protocol states another batch, crop or flip than the training set was made with, the method needs a held-out set
+    that is not given, the set has several labels per image and the method is for one, an image or a weight is not
+    finite, or the checkpoint is of another run (of other data, network, method, protocol or seeds) or damaged.
+    With fast, `imbook.fast.CaptureError` (naming method and operation) when the step cannot be captured. Derived in
+    chapter 02.
     """
     type(method)._check_labels(train.n)
+    _check_stated(protocol, train)
     if method.needs_valid and valid is None:
         raise ValueError(f"{type(method).__name__} measures on a held-out balanced set: pass valid=Batches(...)")
-    device = train.x.device
+    if precision is not None and not fast:
+        raise ValueError(f"precision {precision!r} is for fast steps: fit(..., fast=True)")
+    if method._fitted:
+        method.restart()
+    method._fitted = True
+    device = train.device
     net.to(device), method.to(device)
+    _check_weights(net)
     torch.manual_seed(seed)
     if protocol.prior_bias:
         prior_bias(net, len(train.n))
@@ -201,26 +172,37 @@ def fit(
         momentum=protocol.momentum,
         fused=True,
     )
-    curve, start, spent = [], 0, 0.0
-    identity = _identity(method, protocol, seed, instrument)
-    if checkpoint is not None and Path(checkpoint).exists():
-        curve, start, spent = _restore(checkpoint, identity, net, method, optimiser, train)
-    save = partial(_save, checkpoint, identity, net, method, optimiser, train, curve)
-    if start == protocol.epochs:
-        _finish(method, start, net, train, seed)
+    parts = dict(net=net, method=method, optimiser=optimiser)
+    curve, start, spent, before, begun = [], 0, 0.0, 0.0, time.perf_counter()
 
-    watching = nullcontext() if instrument is None else FeatureGradients(net, method, instrument, train.n)
-    with watching as gradients:
-        step = Step(net, method, optimiser, train, gradients) if fast else None
+    def save(epoch):
+        elapsed = before + time.perf_counter() - begun
+        checkpoints.save(checkpoint, identity, parts, train, epoch=epoch, spent=spent, elapsed=elapsed, curve=curve)
+
+    with (
+        _each_once(train),
+        nullcontext() if instrument is None else FeatureGradients(net, method, instrument, train.n) as gradients,
+        Step(net, method, optimiser, train, gradients, precision) if fast else nullcontext() as step,
+    ):
         if fast:
-            logging.getLogger(__name__).info("fast: %s", describe(net, device))
+            logging.getLogger(__name__).info("fast: %s", describe(net, device, precision))
+            parts |= {} if step.scaler is None else {"scaler": step.scaler}
+        if checkpoint is not None:
+            sets = dict(train=train, valid=valid, test=test)
+            identity = _identity(net, method, sets, protocol, seed, trained if frozen else None, groups, instrument)
+            identity["precision"] = precision
+            if Path(checkpoint).exists():
+                state = checkpoints.restore(checkpoint, identity, parts, train)
+                curve, start, spent, before = (state[k] for k in ("curve", "epoch", "spent", "elapsed"))
+        if start == protocol.epochs:
+            _finish(method, start, net, train, seed)
         for epoch in range(start, protocol.epochs):
             began = time.perf_counter()
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(protocol, epoch)
             logged = _update(method, epoch, net, train, valid, seed)
             net.train(not frozen)
-            losses = torch.zeros(len(train), dtype=train.mean.dtype, device=device)
+            losses = torch.zeros(len(train), dtype=torch.promote_types(train.dtype, torch.float32), device=device)
             if fast:
                 step.epoch(losses)
             else:
@@ -231,7 +213,7 @@ def fit(
                     optimiser.step()
                     losses[b] = loss.detach()
             gradient = None if gradients is None else gradients.take()
-            _check_finite(losses, trained, epoch, checkpoint)
+            _check_finite(losses, trained, train, epoch, checkpoint)
             if epoch + 1 == protocol.epochs:
                 _finish(method, epoch + 1, net, train, seed)
             spent += time.perf_counter() - began
@@ -254,84 +236,22 @@ def fit(
                 curve.append(row)
             saved = (epoch + 1) % every == 0 or epoch + 1 == protocol.epochs
             if checkpoint is not None and saved:
-                save(epoch + 1, spent)
+                save(epoch + 1)
             if tick is not None:
                 try:
                     tick(epoch + 1, row)
                 except BaseException:  # a stop: what is trained by now is kept
                     if checkpoint is not None and not saved:
-                        save(epoch + 1, spent)
+                        save(epoch + 1)
                     raise
     return curve
-
-
-class FeatureGradients:
-    """The mean norm of dL/dz of each class over the samples since the last `take`: how hard the loss pulls at features.
-
-    z_i is what the `stage` of `net` puts out for sample i of a training step: before mixing, where a method mixes after
-    that stage. dL/dz_i is the gradient of the method's loss times B, the size of the batch: where the loss is a mean
-    over samples that do not touch, that of the sample's own loss. Where they touch (mixing, BatchNorm after the stage)
-    it is the whole gradient, with what reaches z_i by way of other samples. The norm is Euclidean, over all numbers of
-    z_i; the class is the sample's own label y_i, also where labels are mixed.
-
-    A context in which `method` and `net` carry the hooks; nothing waits for the device before `take`. n: (C,), images a
-    class. Raises ValueError for a stage that the network does not have or that no gradient reaches, and for several
-    labels an image. Derived in chapter 07.
-    """
-
-    def __init__(self, net, method, stage, n):
-        if isinstance(n, tuple):
-            raise ValueError(f"gradients a class need one label an image, here are {len(n)}: leave out the instrument")
-        if stage not in dict(net.named_children()):
-            raise ValueError(f"stage {stage!r}: choose from {', '.join(dict(net.named_children()))}")
-        self.net, self.method, self.stage, self.classes = net, method, stage, len(n)
-        self.norms, self.labels = [], []  # of each batch, (B,): summed by `take`, so that a step has one operation more
-
-    def __enter__(self):
-        self.hooks = [
-            self.method.register_forward_pre_hook(self._note_labels),
-            self.net.get_submodule(self.stage).register_forward_hook(self._note_features),
-        ]
-        return self
-
-    def __exit__(self, *_):
-        for hook in self.hooks:
-            hook.remove()
-
-    def take(self):
-        """The mean norms, a list of C floats (nan for a class without samples); counting starts anew."""
-        sizes = torch.tensor([len(y) for y in self.labels])
-        norm, y = torch.cat(self.norms).double(), torch.cat(self.labels)
-        norm = norm * sizes.repeat_interleave(sizes).to(norm.device)  # B times that of the mean
-        sums = torch.zeros(2, self.classes, dtype=norm.dtype, device=norm.device)  # norms and samples of each class
-        sums.index_add_(1, y, torch.stack([norm, torch.ones_like(norm)]))
-        self.norms.clear(), self.labels.clear()
-        return (sums[0] / sums[1]).tolist()
-
-    def _note_labels(self, method, arguments):
-        self.y = arguments[2]
-
-    def _note_features(self, stage, arguments, z):
-        if not torch.is_grad_enabled():  # an evaluation
-            return
-        if not z.requires_grad or len(z) != len(self.y):
-            raise ValueError(
-                f"stage {self.stage!r} puts out {len(z)} rows for {len(self.y)} labels, "
-                f"gradient: {z.requires_grad}; choose a stage with parameters in it or before it, one row a sample"
-            )
-        y = self.y
-        z.register_hook(lambda g: self._add(g, y))
-
-    def _add(self, g, y):
-        self.norms.append(torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))))
-        self.labels.append(y)
 
 
 @torch.no_grad()
 def evaluate(net, batches, method=None):
     """The scores of all samples in order, in evaluation mode: scores (N, C) and labels (N,); modes are put back.
 
-    Scores are `method.predict(net, x)`, or net(x) without a method; for several labels an image a tuple of (N, C_j).
+    Scores are `method.predict(net, x)`, or net(x) without a method; for several labels per image a tuple of (N, C_j).
     """
     predict = net if method is None else lambda x: method.predict(net, x)
     modules = [m for some in (net, method) if some is not None for m in some.modules()]
@@ -347,24 +267,17 @@ def evaluate(net, batches, method=None):
 
 
 def group_recall(scores, y, classes, groups=None):
-    """Mean recall of the classes in each group, a list; for several labels an image a list of such lists."""
+    """Mean recall of the classes in each group, a list; for several labels per image a list of such lists.
+
+    scores: (N, C); y: (N,); groups: int64 (C,), default every class alone. A class without samples has no recall: it
+    is left out of its group's mean, and nan stands where a group has no other.
+    """
     if isinstance(scores, tuple):
         return [group_recall(s, y[:, j], s.shape[1]) for j, s in enumerate(scores)]
     by_class = recall(confusion(scores, y))
     if groups is None:
         return by_class.tolist()
     return [by_class[groups == g].nanmean().item() for g in range(int(groups.max()) + 1)]
-
-
-def _plain(value):
-    """An argument as plain data, whole: what `repr` shortens or says of an address would tell no two runs apart."""
-    if isinstance(value, torch.Tensor):
-        return [str(value.dtype), value.tolist()]
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return value if isinstance(value, int | float | str | None) else repr(value)
 
 
 def _update(method, epoch, net, train, valid, seed):
@@ -382,23 +295,64 @@ def _finish(method, epoch, net, train, seed):
 @contextmanager
 def _aside(method, epoch, net, train, seed):
     net.eval(), method.train()
-    with torch.no_grad(), torch.random.fork_rng(devices=[train.x.device] if train.x.is_cuda else []):
+    with torch.no_grad(), torch.random.fork_rng(devices=[train.device] if train.device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + epoch)
         yield
 
 
 def _decay_groups(net, parameters, protocol):
-    exempt = {id(net.head.bias)} if protocol.prior_bias else set()
+    exempt = {id(net.get_submodule(classifier(net)).bias)} if protocol.prior_bias else set()
     return [
         dict(params=[p for p in parameters if id(p) not in exempt], weight_decay=protocol.weight_decay),
         *([dict(params=[p for p in parameters if id(p) in exempt], weight_decay=0.0)] if exempt else []),
     ]
 
 
-def _check_finite(losses, parameters, epoch, checkpoint):
+@contextmanager
+def _each_once(train):
+    """Within it a method may set the order: before and after it, an epoch visits each image once."""
+    once = torch.arange(len(train.y), device=train.order.device)
+    train.order = once
+    try:
+        yield
+    finally:
+        train.order = once
+
+
+def _check_stated(protocol, train):
+    """What a protocol states must be so: batches are made by the caller, and their own numbers would be used."""
+    if (train.crop, train.flip) == (None, None) and (protocol.crop or protocol.flip):
+        raise ValueError(
+            f"protocol {protocol.name!r} states crop {protocol.crop} and flip {protocol.flip}, but images of a "
+            "DataLoader are augmented by their own transforms: put crop=0, flip=False in the protocol"
+        )
+    for name in ("batch", "crop", "flip"):
+        stated, made = getattr(protocol, name), getattr(train, name)
+        if made is not None and made != stated:
+            raise ValueError(
+                f"protocol {protocol.name!r} states {name} {stated}, the training set was made with {name} {made}: "
+                f"make them equal, such as Batches(..., {name}=protocol.{name})"
+            )
+
+
+def _check_weights(net):
+    tensors = {k: v for k, v in net.state_dict().items() if v.is_floating_point() and not nn.parameter.is_lazy(v)}
+    if tensors and not torch.stack([v.isfinite().all() for v in tensors.values()]).all():
+        names = [k for k, v in tensors.items() if not v.isfinite().all()]
+        raise ValueError(f"the network's {names[0]} is not finite before training: make or load the network anew")
+
+
+def _check_finite(losses, parameters, train, epoch, checkpoint):
     bad = ~losses.isfinite()
     if not bad.any() and torch.stack([p.isfinite().all() for p in parameters]).all():  # one wait for the device
         return
+    for x, _, i in train.plain():
+        wrong = ~x.flatten(1).isfinite().all(1)
+        if wrong.any():
+            raise ValueError(
+                f"sample {int(i[wrong][0])} of the training set is not finite (found in epoch {epoch}): mend or "
+                "remove it"
+            )
     where = (
         f"batch {int(bad.int().argmax())} of {len(losses)}"
         if bad.any()
@@ -411,46 +365,19 @@ def _check_finite(losses, parameters, epoch, checkpoint):
     )
 
 
-def _identity(method, protocol, seed, instrument):
-    """What makes a run another run, as plain data."""
-    surroundings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()}
-    return [type(method).__name__, method.version, method.arguments, surroundings, seed, instrument]
-
-
-def _save(path, identity, net, method, optimiser, train, curve, epoch, spent):
-    state = dict(
-        identity=identity,
-        epoch=epoch,
-        spent=spent,
-        curve=curve,
-        net=net.state_dict(),
-        method=method.state_dict(),
-        optimiser=optimiser.state_dict(),
-        order=train.order,
-        batches=None if train.generator is None else train.generator.get_state(),
-        cpu=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state(train.x.device) if train.x.is_cuda else None,
+def _identity(net, method, sets, protocol, seed, trained, groups, instrument):
+    """What makes a run another run, as plain data: two runs of equal identity have one curve."""
+    train = sets["train"]
+    chosen = None if trained is None else {id(p) for p in trained}
+    return dict(
+        method=dict(name=type(method).__name__, version=method.version, arguments=method.arguments),
+        protocol=checkpoints.plain(asdict(protocol)),
+        seed=seed,
+        data={name: None if some is None else some.identity() for name, some in sets.items()},
+        shuffled=None if train.generator is None else train.generator.initial_seed(),
+        dtype=str(train.dtype),
+        net=checkpoints.shapes(net),
+        parameters=None if chosen is None else [name for name, p in net.named_parameters() if id(p) in chosen],
+        groups=None if groups is None else groups.tolist(),
+        instrument=instrument,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-def _restore(path, identity, net, method, optimiser, train):
-    state = torch.load(path, map_location=train.x.device, weights_only=True)
-    if state["identity"] != identity:
-        raise ValueError(
-            f"{path} holds a checkpoint of another run ({state['identity']}): remove it, or name another file"
-        )
-    net.load_state_dict(state["net"])
-    method.load_state_dict(state["method"])
-    optimiser.load_state_dict(state["optimiser"])
-    train.order = state["order"]
-    if state["batches"] is not None:
-        train.generator.set_state(state["batches"].cpu())
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), train.x.device)
-    return state["curve"], state["epoch"], state["spent"]

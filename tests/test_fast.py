@@ -21,6 +21,7 @@ from imbook.experiments import run
 from imbook.fast import CaptureError, Step, Watch, describe
 from imbook.methods import METHODS
 from imbook.methods.crl import FORMS, LEVELS
+from imbook.precision import Counters
 from imbook.train import FeatureGradients, Method, Protocol, _update, fit
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -125,11 +126,11 @@ def test_frozen_parameters_stay_frozen():
     assert {k for k in before if not torch.equal(before[k], after[k])} == {"head.weight", "head.bias"}
 
 
-def test_half_precision_keeps_weights_in_float32(monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_weights_in_float32(precision):
     losses = []
-    for half in (False, True):
-        monkeypatch.setattr("imbook.fast.HALF", half)
-        step, _ = a_step("CrossEntropy", {}, dtype=torch.float32)
+    for which in (None, precision):
+        step, _ = a_step("CrossEntropy", {}, dtype=torch.float32, precision=which)
         losses.append(step(torch.arange(16)).item())
         assert {p.dtype for p in step.net.parameters()} == {torch.float32}
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -152,21 +153,21 @@ def test_on_a_cpu_it_is_the_plain_loop_and_says_so(caplog, monkeypatch):
 
 
 def test_a_record_says_how_it_was_made():
-    (cell, *_), seeds = toys.table().cells, dict(order=0, draw=0, train=0)
-    plain, fast = (run(cell, seeds, fast=fast) for fast in (False, True))
+    (row, *_), seeds = toys.table().rows, dict(order=0, draw=0, train=0)
+    plain, fast = (run(row, seeds, fast=fast) for fast in (False, True))
     assert "fast" not in plain and fast["fast"] == "plain loop on cpu"
-    assert plain["key"] == fast["key"] == cell.key(seeds) and plain["confusion"] == fast["confusion"]
+    assert plain["key"] == fast["key"] == row.key(seeds) and plain["confusion"] == fast["confusion"]
 
 
 # Nothing is left behind, and what has moved is noticed
 
 
-def a_step(name, changes, epochs=3, device="cpu", dtype=torch.float64):
+def a_step(name, changes, epochs=3, device="cpu", dtype=torch.float64, **options):
     """A step in the middle of a run, and its training set."""
     net, method, train, valid = prepare(name, changes, device, dtype, start=1)
     net.to(device), method.to(device)
     optimiser = torch.optim.SGD([*net.parameters(), *method.parameters()], 0.03125, 0.9, fused=True)
-    step = Step(net, method, optimiser, train)
+    step = Step(net, method, optimiser, train, **options)
     for epoch in range(epochs):
         _update(method, epoch, net, train, valid, seed=0)
         net.train()
@@ -217,7 +218,8 @@ def test_what_has_moved_is_noticed():
 def test_the_host_waits_for_nothing_in_any_method(name, changes):
     """Forward, backward and optimiser, in the middle of a run."""
     step, _ = a_step(name, changes)
-    step.warm_up(torch.arange(16)), step.warm_up(torch.arange(10))
+    for size in (16, 10):
+        step.check(torch.arange(size), Counters(step.net))
 
 
 @every
@@ -279,7 +281,7 @@ def test_a_method_that_waits_for_the_device_is_refused(do, operation):
     step = Step(net, method, torch.optim.SGD(net.parameters(), 0.1, fused=True), train)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(CaptureError, match=rf"Reading.*cannot be captured.*aten\.{operation}.*fast=False"):
-        step.warm_up(torch.arange(16))
+        step.check(torch.arange(16), Counters(net))
     assert toys.same(before, net.state_dict())
 
 
@@ -289,7 +291,8 @@ def test_an_operation_that_is_told_the_size_is_let_through():
 
     _, _, train, _ = prepare("CrossEntropy", {})
     net = toys.net().double()
-    Step(net, Reading(told), torch.optim.SGD(net.parameters(), 0.1, fused=True), train).warm_up(torch.arange(16))
+    step = Step(net, Reading(told), torch.optim.SGD(net.parameters(), 0.1, fused=True), train)
+    step.check(torch.arange(16), Counters(net))
 
 
 # On a GPU
@@ -352,9 +355,10 @@ def break_a_capture():
     step = Step(net, method, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=True), train)
     with pytest.raises(CaptureError, match="Reading.*_local_scalar_dense"):
         step.epoch(torch.zeros(len(train), dtype=torch.float64, device="cuda"))
-    Step.warm_up = lambda self, i: None  # as if the list of such operations had a hole
+    Step.check = lambda self, i, counters: []  # as if the list of such operations had a hole
+    Step.warm_up = lambda self, i: None
     outside = torch.cuda.current_stream()
-    with pytest.raises(CaptureError, match="Reading.*it failed at aten._local_scalar_dense") as caught:
+    with pytest.raises(CaptureError, match=r"Reading.*it failed at .*h\.sum\(\)\.item\(\)") as caught:
         step.epoch(torch.zeros(len(train), dtype=torch.float64, device="cuda"))
     assert caught.value.__cause__ is not None and torch.cuda.current_stream() == outside
     print("broken off, as it should")
