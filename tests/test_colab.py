@@ -30,9 +30,11 @@ for source in json.load(open("cells.json")):
 import imbook
 print("imbook at", imbook.__file__)
 """
+# Where these packages are found and in which version, without importing them, which takes seconds.
 VERSIONS = """\
-import json, numpy, torch, torchvision
-print(json.dumps({m.__name__: [m.__version__, m.__file__] for m in (numpy, torch, torchvision)}))
+from importlib import metadata, util
+for name in ("numpy", "torch", "torchvision"):
+    print(name, metadata.version(name), util.find_spec(name).origin)
 """
 
 
