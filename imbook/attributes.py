@@ -4,16 +4,13 @@ In a file of its own because these sets are folders of pictures to be decoded, w
 as `imbook.data.Images` in memory: 3 * size^2 bytes an image and 8 bytes a label. Chapter 04 rectifies label by label.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
 import torch
-from PIL import Image
 from torchvision.datasets import CelebA
-from torchvision.transforms.v2 import functional as TF
 
-from imbook.data import Images, data_root, moments
+from imbook.data import Images, data_root, moments, table
+from imbook.data.pictures import decode
 
 
 def load_celeba(root=None, size=64):
@@ -26,10 +23,10 @@ def load_celeba(root=None, size=64):
     training set. Raises FileNotFoundError for lists or pictures that are missing or damaged.
     Source: Liu, Luo, Wang, Tang 2015.
     """
-    root = Path(root or data_root())
+    root = Path(root or data_root()).expanduser()
     try:
         sets = [CelebA(root, part) for part in ("train", "valid", "test")]
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # whatever a reader of damaged lists may raise
         raise FileNotFoundError(
             f"celeba is missing or damaged in {root / 'celeba'} ({error}). Set IMBOOK_DATA to the folder that holds "
             "celeba, unpacked; the book's page on the data says which files"
@@ -57,7 +54,7 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
     """
     if unknown not in (None, "no"):
         raise ValueError(f"unknown {unknown!r}: choose 'no', or None to refuse labels that are not known")
-    folder = Path(root or data_root()) / "deepfashion"
+    folder = Path(root or data_root()).expanduser() / "deepfashion"
     categories, attributes = (
         [row.rsplit(None, 1)[0] for row in _rows(folder / f"Anno/list_{kind}_cloth.txt")]
         for kind in ("category", "attr")
@@ -68,9 +65,8 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
         raise ValueError(f"labels {wrong}: choose at least one of 'category' and the {len(attributes)} attributes")
 
     number = {}  # of the category of each picture
-    for row in _rows(folder / "Anno/list_category_img.txt"):
-        picture, c = row.split()
-        if not 1 <= int(c) <= len(categories):
+    for picture, c in _fields(folder / "Anno/list_category_img.txt"):
+        if not c.isdecimal() or not 1 <= int(c) <= len(categories):
             raise ValueError(f"{picture} has category {c}: the list of categories goes from 1 to {len(categories)}")
         number[picture] = int(c) - 1
     meaning = {"1": 1, "-1": 0} | ({"0": 0} if unknown else {})
@@ -89,8 +85,7 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
         known[picture] = torch.tensor(y, dtype=torch.int16)
 
     parts = {"train": [], "val": [], "test": []}
-    for row in _rows(folder / "Eval/list_eval_partition.txt"):
-        picture, part = row.split()
+    for picture, part in _fields(folder / "Eval/list_eval_partition.txt"):
         if part not in parts or picture not in known:
             raise ValueError(
                 f"{picture}, {part}: the part is not train, val or test, or the picture has no labels left"
@@ -122,34 +117,7 @@ def load_csv(path, columns, image="image", root=None, size=64, classes=None):
     pandas reads as one, such as NA), a class that is not in the list given and a column of one class only;
     FileNotFoundError for a picture that is not there, OSError for a damaged one.
     """
-    path, columns, given = Path(path), tuple(columns), dict(classes or {})
-    table = pd.read_csv(path, dtype=str, skipinitialspace=True)
-    if absent := [c for c in dict.fromkeys((image, *columns, *given)) if c not in table]:
-        raise ValueError(f"{path} has no column {absent}: choose from {list(table)}")
-    if not len(table) or not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{path} has no rows, or rows with more fields than its header: mend it")
-    if not columns or not given.keys() <= set(columns):
-        raise ValueError(f"columns {columns}, classes of {list(given)}: name at least one column, and all with classes")
-    for name in (image, *columns):
-        if (empty := table[name].isna()).any():
-            raise ValueError(
-                f"{path}, row {empty.argmax() + 1}: {name!r} is empty or reads as a missing value: fill it in, or "
-                "leave the row out"
-            )
-    codes = []
-    for name in columns:
-        names = given.setdefault(name, _ordered(set(table[name])))
-        code = {text: c for c, text in enumerate(names)}
-        if len(code) < max(2, len(names)):
-            raise ValueError(f"{path}: classes {names} of {name!r}: two or more different ones; else leave it out")
-        if (other := ~table[name].isin(code)).any():
-            row = other.argmax()
-            raise ValueError(f"{path}, row {row + 1}: {name} is {table[name][row]!r}, which is not among {list(names)}")
-        codes.append(torch.tensor(table[name].map(code).to_numpy(dtype="int64")))
-    folder = Path(root or path.parent)
-    pictures = [folder / name for name in table[image]]
-    (images,) = _sets([(pictures, torch.stack(codes, 1))], tuple(tuple(given[c]) for c in columns), columns, size)
-    return images
+    return table(path, image, tuple(columns), root, size, classes=dict(classes or {}))
 
 
 def _rows(path):
@@ -159,48 +127,30 @@ def _rows(path):
             f"{path} is not there: set IMBOOK_DATA to the folder that holds deepfashion, unpacked; the book's page on "
             "the data says which files"
         )
-    with open(path) as file:
-        announced, found = int(next(file)), 0
-        next(file)
-        for row in filter(str.strip, file):
-            found += 1
-            yield row
+    found = 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            announced = int(next(file, "nothing"))
+            next(file, None)
+            for row in filter(str.strip, file):
+                found += 1
+                yield row
+    except ValueError as error:  # no number, or no text
+        raise ValueError(f"{path} is damaged in row {found + 1} ({error}): unpack the set again") from error
     if found != announced:
         raise ValueError(f"{path} has {found} rows, its first line says {announced}: unpack the set again")
 
 
-def _ordered(names):
-    try:
-        return sorted(names, key=float)
-    except ValueError:
-        return sorted(names)
+def _fields(path):
+    """The two fields of each row of a list."""
+    for k, row in enumerate(_rows(path)):
+        if len(fields := row.split()) != 2:
+            raise ValueError(f"{path} is damaged in row {k + 1} ({row.strip()!r} has not two fields): unpack it again")
+        yield fields
 
 
 def _sets(parts, classes, labels, size):
     """One `Images` for each (paths, y), with the mean and standard deviation of the first, the training set."""
-    decoded = [_decode(paths, size) for paths, _ in parts]
+    decoded = [decode(paths, size) for paths, _ in parts]
     mean, std = moments(decoded[0])
-    return tuple(Images(x, y, classes, mean, std, labels) for x, (_, y) in zip(decoded, parts))
-
-
-def _decode(paths, size):
-    """The middle square of each picture, resized: uint8 (N, 3, size, size)."""
-    if size < 1:
-        raise ValueError(f"size {size}: at least 1 pixel")
-    for k, path in enumerate(paths):
-        if not path.is_file():
-            raise FileNotFoundError(f"picture {k + 1} of {len(paths)} is not there: {path}")
-    x = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-
-    def read(k):
-        try:
-            with Image.open(paths[k]) as file:
-                picture = file.convert("RGB")
-        except OSError as error:
-            raise OSError(f"picture {k + 1} of {len(paths)} is damaged: {paths[k]} ({error})") from error
-        x[k] = TF.pil_to_tensor(TF.resize(TF.center_crop(picture, min(picture.size)), [size, size]))
-
-    with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
-        for chunk in torch.arange(len(paths)).split(1000):
-            list(pool.map(read, chunk.tolist()))
-    return x
+    return tuple(Images(x, y, classes, mean, std, labels, gaps=True) for x, (_, y) in zip(decoded, parts))

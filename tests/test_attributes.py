@@ -47,7 +47,7 @@ def learns_something(images):
     torch.manual_seed(0)
     train = Batches(images, batch=2, seed=0)
     net = nets.resnet8(tuple(map(len, images.classes)))
-    fit(net, CrossEntropy(train.n), train, protocol=Protocol("one", epochs=1))
+    fit(net, CrossEntropy(train.n), train, protocol=Protocol("one", epochs=1, batch=2))
     scores, y = evaluate(net, train)
     matrices = [metrics.confusion(s, y[:, j]) for j, s in enumerate(scores)]
     assert [m.shape[0] for m in matrices] == list(map(len, images.classes))

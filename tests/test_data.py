@@ -135,8 +135,8 @@ def test_a_draw_leaves_the_global_generator_alone():
         (lambda y: data.pair(y.clamp(max=1), 50, 1.0, 0), "share 1.0"),
         (lambda y: data.pair(y.clamp(max=1), 50, 0.01, 0), "class 0 would be left with 0 images"),
         (lambda y: data.pair(y.clamp(max=1), 5000, 0.9, 0), "class 0 has 100 images, 4500"),
-        (lambda y: data.holdout(y, 100, 0), "100 images a class: choose from 1 to 99"),
-        (lambda y: data.holdout(y, 0, 0), "0 images a class"),
+        (lambda y: data.holdout(y, 100, 0), "100 images per class: choose from 1 to 99"),
+        (lambda y: data.holdout(y, 0, 0), "0 images per class"),
     ],
 )
 def test_the_impossible_is_refused(make, message):

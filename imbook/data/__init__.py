@@ -4,6 +4,7 @@ Chapter 01 shows the profiles, chapter 02 builds `Batches` step by step.
 """
 
 from imbook.data.batches import Batches, shift
+from imbook.data.folders import folder, table
 from imbook.data.images import Images, moments
 from imbook.data.imbalance import (
     class_counts,
@@ -16,9 +17,11 @@ from imbook.data.imbalance import (
     long_tailed_counts,
     pair,
     reduced,
+    resample,
     step,
     step_counts,
 )
+from imbook.data.loader import Loader, labels_of
 from imbook.data.official import RAW_MD5, SOURCES, SUPER_CLASSES, Source, data_root, download, load
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "SUPER_CLASSES",
     "Batches",
     "Images",
+    "Loader",
     "Source",
     "class_counts",
     "class_order",
@@ -34,15 +38,19 @@ __all__ = [
     "data_root",
     "download",
     "draw",
+    "folder",
     "head_middle_tail",
     "holdout",
+    "labels_of",
     "load",
     "long_tailed",
     "long_tailed_counts",
     "moments",
     "pair",
     "reduced",
+    "resample",
     "shift",
     "step",
     "step_counts",
+    "table",
 ]

@@ -16,17 +16,22 @@ class Batches:
     joins the batch before it, as BatchNorm cannot train on one. `n` holds the images per class, (C,), or a tuple of
     such counts, one per label.
 
-    images: `Images`; index: positions in them, default all; batch: B; seed: reshuffle at each pass with a generator of
-    our own (None: in order); crop: pixels of zero padding, added before normalising, for a random crop (0: none);
-    flip: random horizontal flips. `order` (any number of positions, repeats allowed) is what one pass visits:
-    a method that over-samples sets it.
+    images: `Images`; index: positions in them, or a mask (N,), default all; batch: B; seed: reshuffle at each pass with
+    a generator of our own (None: in order); crop: pixels of zero padding, added before normalising, for a random crop
+    (0: none); flip: random horizontal flips. `order` (any number of positions, repeats allowed) is what one pass
+    visits: a method that over-samples sets it. dtype: of x, also float64, bfloat16 or float16.
+    ValueError for positions that are not there, for a set or a batch of nothing, and for a channel with std 0.
     """
 
     def __init__(self, images, index=None, batch=128, seed=None, crop=0, flip=False, device="cpu", dtype=torch.float32):
-        index = torch.arange(len(images.y)) if index is None else index
+        index = torch.arange(len(images.y)) if index is None else as_positions(index, len(images.y))
         if len(index) == 0 or batch < 1:
             raise ValueError(f"{len(index)} images in batches of {batch}: both must be at least 1")
-        self.x = images.x[index].to(device)  # (N, channels, height, width), uint8
+        if crop < 0:
+            raise ValueError(f"crop {crop}: pixels of padding, 0 or more")
+        if min(images.std) == 0:
+            raise ValueError(f"std {images.std}: a channel of equal pixels cannot be normalised: leave it out")
+        self.x = images.x[index].to(device)  # (N, channels, height, width), uint8, or float in [0, 1]
         self.y = images.y[index].to(device)  # (N,)
         self.n = class_counts(self.y, images.classes)  # (C,)
         self.order = torch.arange(len(index), device=device)
@@ -34,8 +39,9 @@ class Batches:
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         self.dtype = dtype
         channel = dict(dtype=torch.promote_types(dtype, torch.float32), device=device)  # half: result only
-        self.mean = torch.tensor(images.mean, **channel).view(-1, 1, 1) * 255
-        self.scale = 1 / (torch.tensor(images.std, **channel).view(-1, 1, 1) * 255)
+        one = 255 if self.x.dtype == torch.uint8 else 1  # what x / one = 1 is in x
+        self.mean = torch.tensor(images.mean, **channel).view(-1, 1, 1) * one
+        self.scale = 1 / (torch.tensor(images.std, **channel).view(-1, 1, 1) * one)
 
     @property
     def device(self):
@@ -70,7 +76,7 @@ class Batches:
             yield self.inputs(i), self.y[i], i
 
     def normalise(self, x):
-        """uint8 (B, channels, height, width) -> (x / 255 - mean) / std in this set's dtype."""
+        """Pixels (B, channels, height, width) -> (x / 255 - mean) / std in this set's dtype; floats are not divided."""
         return ((x.to(self.mean.dtype) - self.mean) * self.scale).to(self.dtype)
 
     def inputs(self, i):
@@ -82,7 +88,7 @@ class Batches:
         return describe(self.n, self.y, self.x, self.mean, self.scale)
 
     def augment(self, x):
-        """A random crop after zero padding, and a random flip: uint8 in, uint8 out, the same shape."""
+        """A random crop after zero padding, and a random flip: pixels in, pixels out, the same type and shape."""
         draw_ints = lambda high: torch.randint(high, (len(x),), generator=self.generator, device=x.device)  # noqa: E731
         if self.crop:
             top, left = draw_ints(2 * self.crop + 1), draw_ints(2 * self.crop + 1)
@@ -111,6 +117,24 @@ def sizes(n, batch):
     if rest == 1 and full:
         return [batch] * (full - 1) + [batch + 1]
     return [batch] * full + [rest] * (rest > 0)
+
+
+def as_positions(index, n):
+    """Positions among n samples, int64 (N,): a mask (n,) becomes the positions where it is True.
+
+    ValueError for a mask of another length and for what is no position from 0 to n-1.
+    """
+    index = torch.as_tensor(index)
+    if index.dtype == torch.bool and index.shape == (n,):
+        return torch.nonzero(index).flatten()
+    if index.dtype == torch.bool or index.ndim != 1 or (len(index) and index.is_floating_point()):
+        raise ValueError(
+            f"index {tuple(index.shape)} of type {index.dtype}: give whole positions (any number,), or a mask ({n},)"
+        )
+    index = index.long()
+    if (wrong := (index < 0) | (index >= n)).any():
+        raise ValueError(f"index has position {index[wrong][0]}: positions among {n} images are 0 to {n - 1}")
+    return index
 
 
 def describe(n, y, *content):

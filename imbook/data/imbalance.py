@@ -5,20 +5,23 @@ Chapter 01 shows the profiles.
 
 import torch
 
-from imbook.data.images import check_one_label
+from imbook.data.images import check_labels, check_one_label
 
 
 def counts(y, classes=None):
-    """Images a class: int64 (C,). `classes`: C, default the largest label + 1.
+    """Images per class: int64 (C,). `classes`: C, default the largest label + 1.
 
-    ValueError for several labels an image: there `Batches.n` has the counts, and no profile or hold-out is balanced.
+    ValueError for a label that is not among 0 to C-1, and for several labels per image: there `Batches.n` has the
+    counts, and no profile or hold-out is balanced.
     """
     check_one_label(y)
-    return torch.bincount(y, minlength=classes or 0)
+    largest = int(y.max()) if len(y) else -1
+    classes = largest + 1 if classes is None else classes
+    return torch.bincount(check_labels(y, classes), minlength=classes)
 
 
 def class_counts(y, classes):
-    """Images a class of each label: `counts` (C,) for y (N,), a tuple of counts (C_j,) for y (N, labels).
+    """Images per class of each label: `counts` (C,) for y (N,), a tuple of counts (C_j,) for y (N, labels).
 
     classes: as in `Images`.
     """
@@ -60,19 +63,7 @@ def draw(y, sizes, seed):
     y: int64 (N,); sizes: C numbers of images; seed: the random draw, or None for the first images in file order.
     Raises ValueError for a class left empty and for more images than there are.
     """
-    check_one_label(y)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    picked = []
-    for c, size in enumerate(int(s) for s in sizes):
-        there = torch.nonzero(y == c).flatten()
-        if size < 1:
-            raise ValueError(f"class {c} would be left with {size} images: lower the ratio or raise n_max")
-        if size > len(there):
-            raise ValueError(f"class {c} has {len(there)} images, {size} were asked for: lower n_max")
-        if generator is not None:
-            there = there[torch.randperm(len(there), generator=generator)]
-        picked.append(there[:size])
-    return torch.cat(picked).sort().values
+    return _draw(y, sizes, seed, "ask for at least one", "ask for fewer")
 
 
 def long_tailed(y, ratio, seed, n_max=None, order=None):
@@ -82,32 +73,36 @@ def long_tailed(y, ratio, seed, n_max=None, order=None):
     n_max: size of the largest class, default the smallest class there is; order: classes from head to tail (C,),
     default index order. Raises ValueError for an impossible request. Source: Cui et al. 2019; chapter 01.
     """
-    n = counts(y)
-    return _profile(y, long_tailed_counts(n_max or int(n.min()), ratio, len(n)), seed, order)
+    n = _no_gaps(y)
+    n_max = int(n.min()) if n_max is None else n_max
+    return _profile(y, long_tailed_counts(n_max, ratio, len(n)), seed, order)
 
 
 def step(y, ratio, seed, n_max=None, order=None):
     """A step-imbalanced subset: positions in y.
 
-    The first half of `order` keeps n_max images a class, the rest n_max / ratio.
+    The first half of `order` keeps n_max images per class, the rest n_max / ratio.
     Arguments and errors as `long_tailed`. Source: Buda et al. 2018; chapter 01.
     """
-    n = counts(y)
-    return _profile(y, step_counts(n_max or int(n.min()), ratio, len(n)), seed, order)
+    n = _no_gaps(y)
+    n_max = int(n.min()) if n_max is None else n_max
+    return _profile(y, step_counts(n_max, ratio, len(n)), seed, order)
 
 
 def reduced(y, classes, share, seed):
     """All of y, but the given classes lose the share of their images: positions in y.
 
-    share: 0 <= share < 1. Raises ValueError outside that, and for a class left empty.
-    Source: Ando and Huang 2017; chapter 06.
+    classes: numbers from 0 to C-1, each once; share: 0 <= share < 1. Raises ValueError outside that, and for a class
+    left empty. Source: Ando and Huang 2017; chapter 06.
     """
+    sizes = _no_gaps(y).tolist()
     if not 0 <= share < 1:
         raise ValueError(f"share {share}: the part of the images to remove must lie in [0, 1)")
-    sizes = counts(y).tolist()
+    if any(c not in range(len(sizes)) for c in classes) or len(set(classes)) < len(classes):
+        raise ValueError(f"classes {list(classes)}: choose from 0 to {len(sizes) - 1}, each once")
     for c in classes:
         sizes[c] = int(sizes[c] * (1 - share) + 1e-9)
-    return draw(y, sizes, seed)
+    return _draw(y, sizes, seed, "lower the share")
 
 
 def pair(y, total, share, seed):
@@ -116,33 +111,45 @@ def pair(y, total, share, seed):
     Raises ValueError where y has more than two classes, for a share outside (0, 1) and for an empty class.
     Source: Ren et al. 2018; chapter 05.
     """
-    if len(counts(y)) != 2:
-        raise ValueError(f"y has {len(counts(y))} classes: keep two with Images.only first")
+    if len(n := _no_gaps(y)) != 2:
+        raise ValueError(f"y has {len(n)} classes: keep two with Images.only first")
     if not 0 < share < 1:
         raise ValueError(f"share {share}: the majority's share must lie in (0, 1)")
     majority = int(total * share + 1e-9)
-    return draw(y, [majority, total - majority], seed)
+    return _draw(
+        y, [majority, total - majority], seed, "raise total, or bring share nearer to 0.5", "lower total, or its share"
+    )
 
 
 def holdout(y, size, seed):
-    """Split into the rest and a balanced part of `size` images a class: two vectors of positions in y.
+    """Split into the rest and a balanced part of `size` images per class: two vectors of positions in y.
 
     seed: the random draw, or None for the last images of each class in file order.
     Raises ValueError where a class would be left empty.
     """
-    n = counts(y)
+    n = _no_gaps(y)
     if size < 1 or size >= int(n.min()):
-        raise ValueError(f"a held-out part of {size} images a class: choose from 1 to {int(n.min()) - 1}")
+        raise ValueError(f"a held-out part of {size} images per class: choose from 1 to {int(n.min()) - 1}")
     rest = draw(y, n - size, seed)
     held = torch.ones(len(y), dtype=torch.bool)
     held[rest] = False
     return rest, torch.nonzero(held).flatten()
 
 
+def resample(y, size=None, generator=None):
+    """Over-sampling by chance: `size` positions in y drawn with replacement, each class equally likely; not sorted.
+
+    The law is that of torch's WeightedRandomSampler with weights 1 / n_y. y: int64 (N,); size: default N; generator:
+    torch's, on y's device, default the global one. Set it as the `order` of `Batches` or a `Loader`, anew each epoch.
+    """
+    weight = 1 / counts(y).double()  # (C,)
+    return torch.multinomial(weight[y.long()], size or len(y), replacement=True, generator=generator)
+
+
 def head_middle_tail(n):
     """The classes in three groups by size, as equal in number as can be: int64 (C,), 0 head, 1 middle, 2 tail.
 
-    n: (C,) images a class; ties keep the class order.
+    n: (C,) images per class; ties keep the class order.
     """
     n = torch.as_tensor(n)
     rank = torch.argsort(torch.argsort(n, descending=True, stable=True))
@@ -155,11 +162,35 @@ def _profile(y, sizes, seed, order):
         raise ValueError(f"order {order.tolist()}: name each class from 0 to {len(sizes) - 1} once")
     by_class = torch.empty(len(sizes), dtype=torch.int64)
     by_class[order] = torch.tensor(sizes)
-    return draw(y, by_class, seed)
+    return _draw(y, by_class, seed, "lower the ratio or raise n_max", "lower n_max")
+
+
+def _draw(y, sizes, seed, more, fewer=""):
+    """`draw`, with the advice of the function that is called: how a class gets more images, or asks for fewer."""
+    check_one_label(y)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    picked = []
+    for c, size in enumerate(int(s) for s in sizes):
+        there = torch.nonzero(y == c).flatten()
+        if size < 1:
+            raise ValueError(f"class {c} would be left with {size} images: {more}")
+        if size > len(there):
+            raise ValueError(f"class {c} has {len(there)} images, {size} were asked for: {fewer}")
+        if generator is not None:
+            there = there[torch.randperm(len(there), generator=generator)]
+        picked.append(there[:size])
+    return torch.cat(picked).sort().values
+
+
+def _no_gaps(y):
+    """The counts of y, each at least 1."""
+    check_one_label(y)
+    check_labels(y, max(int(y.max()) + 1, 1) if len(y) else 1, gaps=False)
+    return counts(y)
 
 
 def _check_ratio(ratio, classes):
-    if ratio < 1:
+    if not ratio >= 1:
         raise ValueError(f"ratio {ratio}: the largest class over the smallest must be at least 1")
     if classes < 2:
         raise ValueError(f"{classes} class: an imbalance needs at least two")

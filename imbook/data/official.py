@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,11 @@ import torch
 
 from imbook.data.images import Images, moments
 from imbook.data.imbalance import holdout
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ RAW_MD5 = {
 
 def data_root():
     """The folder of the data sets: the environment variable IMBOOK_DATA, else ~/.cache/imbook."""
-    return Path(os.environ.get("IMBOOK_DATA") or Path.home() / ".cache" / "imbook")
+    return Path(os.environ.get("IMBOOK_DATA") or "~/.cache/imbook").expanduser()
 
 
 def load(name, root=None):
@@ -74,11 +81,13 @@ def load(name, root=None):
     if name == "digits":
         return _digits()
     source = _source(name)
-    root = Path(root or data_root())
+    root = Path(root or data_root()).expanduser()
     try:
         _check(name, root)
         sets = [_torchvision(source, root, train) for train in (True, False)]
-    except (RuntimeError, OSError, ValueError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a reader of damaged files may raise
         raise FileNotFoundError(
             f"{name} is missing or damaged in {root / source.folder} ({error}). "
             f"Set IMBOOK_DATA to the folder that holds {source.folder}, or download it: python -m imbook data {name}"
@@ -95,27 +104,76 @@ def load(name, root=None):
 def download(name, root=None):
     """Download a set with torchvision, with its checksums, below `root`; returns the set's folder.
 
-    The files appear there only when all are whole. Raises ValueError for an unknown name, ConnectionError when the
-    download fails.
+    The files appear there only when all are whole; what a download that was killed has left is removed. Raises
+    ValueError for an unknown name, ConnectionError when the download fails.
     """
-    source, root = _source(name), Path(root or data_root())
+    source, root = _source(name), Path(root or data_root()).expanduser()
     root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
     target = root / source.folder
-    with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as partial:
+    with _partial(root) as partial:
         try:
             for train in (True, False):
-                _torchvision(source, Path(partial), train, download=True)
-            _check(name, Path(partial))
-        except (RuntimeError, OSError, ValueError) as error:
+                _torchvision(source, partial, train, download=True)
+            _check(name, partial)
+        except ImportError:
+            raise
+        except Exception as error:  # of the network, of http.client, of an archive that is not whole
             raise ConnectionError(
-                f"{name} could not be downloaded to {target} ({error}). Check the network and run again: "
-                f"python -m imbook data {name}; or copy the files there by hand and set IMBOOK_DATA to {root}"
+                f"{name} could not be downloaded to {target} ({type(error).__name__}: {error}). Check the network and "
+                f"run again: python -m imbook data {name}; or copy the files there and set IMBOOK_DATA to {root}"
             ) from error
         if target.exists():
-            shutil.move(target, Path(partial) / "replaced")
+            shutil.move(target, partial / "replaced")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(Path(partial) / source.folder, target)
+        shutil.move(partial / source.folder, target)
     return target
+
+
+@contextmanager
+def _partial(root):
+    """A new folder below root, locked while this process lives, and removed at the end."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
+        lock = _lock(folder)
+        if folder.exists():  # else another process took it for a leftover before it was locked
+            break
+        _unlock(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def _remove_leftovers(root):
+    """Remove the partial folders that no process holds; without locks (Windows) those older than a day."""
+    for folder in root.glob(".partial-*"):
+        try:
+            lock = _lock(folder, wait=False)
+            if lock is not None or time.time() - folder.stat().st_mtime > 86_400:
+                shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
+        except OSError:  # held by another process, or removed by it
+            continue
+
+
+def _lock(folder, wait=True):
+    """A descriptor that locks a folder until it is closed, also by death; None where the system has no such lock."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _unlock(descriptor):
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _source(name):
