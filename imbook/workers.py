@@ -76,7 +76,7 @@ class Job:
 
 
 def parts(name):
-    """A part of the queue is pieces of tables, (table, number of sets of seeds, labels); a table is one, and whole."""
+    """A part of the queue is pieces of tables, (table, which sets of seeds, labels); a table is one piece, and whole."""
     return QUEUE.get(name, ((name, None, ()),))
 
 
@@ -87,12 +87,12 @@ def missing(request, have=None):
     """
     have = records.load(request.out, damaged=[]) if have is None else have
     seen, wanted = set(), []
-    for name, number, labels in (part for asked in request.names for part in parts(asked)):
+    for name, sets, labels in (part for asked in request.names for part in parts(asked)):
         table = TABLES[name]
         for row, seeds in table.runs():
             key = request.key(row, seeds)
             asked = (
-                seeds in table.seeds[:number]
+                (sets is None or table.seeds.index(seeds) in sets)
                 and seeds in table.seeds[: request.seeds]
                 and (not labels or row.label in labels)
                 and (not request.labels or any(text in row.label for text in request.labels))

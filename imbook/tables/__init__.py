@@ -19,27 +19,27 @@ for _chapter in CHAPTERS:
 # hand, 32 scaled from it by the ratio of the two alone (2.0 to 3.1). See the book's page on the cost of a step.
 MILLISECONDS = {128: 1.65, 32: 1.06}
 
-# Parts of at most eight minutes on such a card, most valuable first: pieces of tables, each (table, number of sets of
-# seeds, labels of rows, or none for all). What stands in no part is declared, not promised.
+# Parts of at most eight minutes on such a card, most valuable first: pieces of tables, each (table, which of its sets
+# of seeds, labels of rows, or none for all). What stands in no part is declared, not promised.
 _CDB = ("cross entropy", "CDB, tau 1", "CDB, dynamic tau", "CDB, released tau", "focal")
 _LED = ("cross entropy", "logit adjustment", "MFW", "CRL, class, relative", "CDB, dynamic tau")
 _MORE = ("deferred re-weighting", "over-sampling", "DOS, k = 5")
 _STEP = ("cross entropy", "mixup", "MFW", "CDT", "deferred re-weighting")
 _CRL = ("cross entropy", "CRL, class, relative")
 QUEUE = {
-    "part-1": (("cdb-cifar100-100", 1, _CDB),),
-    "part-2": (("methods-cifar10-lt-100", 3, _LED),),
-    "part-3": (("methods-cifar10-lt-100", 3, _MORE),),
-    "part-4": (("crl-cifar100-select", 1, ()),),
-    "part-5": (("crl-cifar100-balanced", 1, _CRL),),
-    "part-6": (("mfw-cifar10-step-100", 1, _STEP),),
-    "part-7": (("methods-cifar100-lt-100", 3, _LED),),
-    "part-8": (("cdb-cifar100-100", 2, _CDB),),
-    "part-9": (("cdb-cifar100-100", 3, _CDB),),
-    "part-10": (("crl-cifar100-balanced", 2, _CRL),),
-    "part-11": (("crl-cifar100-balanced", 3, _CRL),),
-    "part-12": (("mfw-cifar10-step-100", 2, _STEP),),
-    "part-13": (("mfw-cifar10-step-100", 3, _STEP),),
+    "part-1": (("cdb-cifar100-100", (0,), _CDB),),
+    "part-2": (("methods-cifar10-lt-100", (0, 1, 2), _LED),),
+    "part-3": (("methods-cifar10-lt-100", (0, 1, 2), _MORE),),
+    "part-4": (("crl-cifar100-select", (0,), ()),),
+    "part-5": (("crl-cifar100-balanced", (0,), _CRL),),
+    "part-6": (("mfw-cifar10-step-100", (0,), _STEP),),
+    "part-7": (("methods-cifar100-lt-100", (0, 1, 2), _LED),),
+    "part-8": (("cdb-cifar100-100", (1,), _CDB),),
+    "part-9": (("cdb-cifar100-100", (2,), _CDB),),
+    "part-10": (("crl-cifar100-balanced", (1,), _CRL),),
+    "part-11": (("crl-cifar100-balanced", (2,), _CRL),),
+    "part-12": (("mfw-cifar10-step-100", (1,), _STEP),),
+    "part-13": (("mfw-cifar10-step-100", (2,), _STEP),),
 }
 
 
