@@ -71,8 +71,11 @@ def _mean_of(value):
 
 
 def fresh(runs):
-    """The runs as they are; ValueError where one is stale, as its method computes something else today."""
-    if runs["stale"].any():
+    """The runs as they are; ValueError where one is stale, as its method computes something else today.
+
+    A table that a reader derived from a frame has no column `stale`: what makes such tables here checks beforehand.
+    """
+    if "stale" in runs and runs["stale"].any():
         labels = ", ".join(dict.fromkeys(runs.loc[runs["stale"], "label"]))
         raise ValueError(
             f"{int(runs['stale'].sum())} runs are of an older version of their method ({labels}): make them again with "
@@ -176,7 +179,7 @@ def by_attribute(runs):
     from imbook.metrics import recall
 
     rows = []
-    for _, run in runs.iterrows():
+    for _, run in fresh(runs).iterrows():
         n = run["record"]["n"]
         for j, n_j in enumerate(n if isinstance(n[0], list) else [n]):
             by_class = recall(run["record"]["confusion"][j])
@@ -206,7 +209,7 @@ def minority_majority(runs):
     from imbook.methods.dos import small_classes
 
     rows = []
-    for _, run in runs.iterrows():
+    for _, run in fresh(runs).iterrows():
         r = run["record"]
         n, matrix = torch.tensor(r["n"]), torch.tensor(r["confusion"][0])
         small = small_classes(n)
@@ -241,7 +244,7 @@ def progress(runs):
     import torch
 
     rows = []
-    for _, run in runs.iterrows():
+    for _, run in fresh(runs).iterrows():
         n = torch.tensor(run["record"]["n"])
         major = n > n.median()
         if not major.any():
