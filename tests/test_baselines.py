@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import toys
 from torch import nn
 
-from imbook import data
+from imbook import data, nets
 from imbook.methods import (
     CDT,
     LDAM,
@@ -21,7 +21,7 @@ from imbook.methods import (
     Weighted,
 )
 from imbook.methods.baselines import effective_number, inverse_frequency, over_sample
-from imbook.train import Protocol, fit
+from imbook.train import Method, Protocol, fit
 
 N = torch.tensor([50, 20, 5, 1])  # images a class
 
@@ -33,9 +33,20 @@ def batch(seed=0, spread=2.0):
     return logits, torch.tensor([0, 0, 0, 1, 1, 2, 3, 0, 2])[torch.randperm(9, generator=g)]
 
 
+class Cosines(nets.CosineHead):
+    """A classifier of cosines that gives what it is given as it is."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, z):
+        return z
+
+
 def loss(method, logits, y):
     """The method's loss where the network gives the logits as they are."""
-    return method.double()(nn.Identity(), logits, y, torch.arange(len(y)))
+    net = nn.Sequential(Cosines()) if isinstance(method, LDAM) else nn.Identity()
+    return method.double()(net, logits, y, torch.arange(len(y)))
 
 
 def by_hand(name, method, logits, y):
@@ -173,12 +184,18 @@ def test_a_class_without_images_has_no_weight():
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="scheme 'cubic': choose 'inverse' or 'effective'"):
+    with pytest.raises(ValueError, match="scheme 'cubic', .*: choose 'inverse' or 'effective'"):
         Weighted(N, "cubic")
+    with pytest.raises(ValueError, match="reduction 'sum': .* 'samples' or 'weights'"):
+        Weighted(N, reduction="sum")
     with pytest.raises(ValueError, match="gamma -1"):
         Focal(N, gamma=-1)
     with pytest.raises(ValueError, match="gamma -1"):
         CDT(N, gamma=-1)
+    with pytest.raises(ValueError, match="gamma nan"):
+        CDT(N, gamma=float("nan"))
+    with pytest.raises(ValueError, match="gamma nan"):
+        Focal(N, gamma=float("nan"))
     with pytest.raises(ValueError, match="smallest class 0"):
         CDT(torch.tensor([3, 0]))
 
@@ -203,6 +220,43 @@ def test_focal_has_a_gradient_where_the_network_is_sure(gamma):
     value = Focal(gamma=gamma)(nn.Identity(), logits, torch.tensor([0, 0]), None)
     value.backward()
     assert value.item() == pytest.approx(100) and logits.grad.isfinite().all() and logits.grad[1, 0] < 0
+
+
+def sure(gamma, dtype=torch.float32):
+    """Focal's value and gradient on logits [17, 0] of class 0, where 1 - p is 4e-8: below float32's 1 - p = 0."""
+    logits = torch.tensor([[17.0, 0.0]], dtype=dtype, requires_grad=True)
+    value = Focal(gamma=gamma)(nn.Identity(), logits, torch.tensor([0]), None)
+    value.backward()
+    return value.item(), logits.grad[0].tolist()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.25, 0.5, 0.999, 1.0, 2.0])
+def test_focal_where_one_minus_p_rounds_to_zero(gamma):
+    """u^gamma -log(1 - u) with u = 1 - p: its value u^(gamma + 1), its slope (gamma + 1) u^gamma du, du = u (1 - u)."""
+    u = math.exp(-17) / (1 + math.exp(-17))
+    value, slope = u**gamma * -math.log1p(-u), (gamma + 1) * u ** (gamma + 1)
+    found, gradient = sure(gamma)
+    assert found == pytest.approx(value, abs=1e-7) and gradient == pytest.approx([-slope, slope], abs=1e-7)
+    found, gradient = sure(gamma, torch.float64)
+    assert found == pytest.approx(value, rel=1e-6) and gradient == pytest.approx([-slope, slope], rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 0.5, 1.0])
+def test_focal_where_the_probability_is_one(monkeypatch, gamma):
+    """log p = 0, as some versions of torch round it: no loss, and no slope but that of cross entropy."""
+    monkeypatch.setattr(F, "log_softmax", lambda h, dim: h - h.detach().max(dim, keepdim=True).values)
+    value, gradient = sure(gamma)
+    assert value == 0 and gradient == pytest.approx([-1.0 if gamma == 0 else 0.0, 0.0], abs=1e-6)
+
+
+def test_every_method_takes_short_dtypes():
+    logits, y = batch()
+    for dtype in (torch.bfloat16, torch.float16):
+        for name, make in CASES.items():
+            method, h = make(), (0.1 * logits.detach()).to(dtype)
+            net = nn.Sequential(Cosines()) if name == "ldam" else nn.Identity()
+            value, exact = method(net, h, y, None), loss(make(), h.double(), y)
+            assert value.item() == pytest.approx(exact.item(), rel=0.02 if name == "cross entropy" else 0.01), name
 
 
 # Over-sampling
@@ -231,14 +285,33 @@ def test_over_sample_is_decided_by_its_generator():
 def test_over_sampling_in_training():
     """Each epoch visits the classes equally often, in as many steps as plain training, another draw each time."""
     train, orders = data.Batches(toys.images((24, 12, 6)), batch=8, seed=0), []
-    protocol = Protocol("p", 3, lr=0.01)
+    protocol = Protocol("p", 3, batch=8, lr=0.01)
     fit(toys.net(), OverSampling(), train, protocol=protocol, tick=lambda done, row: orders.append(train.order))
     assert all(data.counts(train.y[o]).tolist() == [14, 14, 14] for o in orders)
     assert not torch.equal(orders[0].sort().values, orders[1].sort().values)
 
 
+@pytest.mark.parametrize("n", [(24, 12, 6), (23, 12, 6), (24, 12, 0), (3, 2, 1)])
+@pytest.mark.parametrize("settings", [{}, {"start": 2}, {"whole": True}, {"whole": True, "start": 1}], ids=str)
+def test_over_sampling_says_how_many_images_an_epoch_visits(settings, n):
+    images, seen = toys.images([max(k, 1) for k in n]), []
+    there = [i for i, c in enumerate(images.y.tolist()) if n[c]]  # a class without images stays one
+    train = data.Batches(images, torch.tensor(there), batch=4, seed=0)
+    assert train.n.tolist() == list(n)
+    method = OverSampling(train.n, **settings)
+    protocol = Protocol("p", 3, batch=4, lr=0.01)
+    fit(toys.net(), method, train, protocol=protocol, tick=lambda done, row: seen.append(len(train.order)))
+    assert [method.visits(train.n, epoch) for epoch in range(3)] == seen
+    assert len(set(seen)) == 1 or "start" in settings
+
+
+def test_other_methods_visit_each_image_once():
+    assert all(method.visits(N, epoch) == 76 for epoch in (0, 9) for method in (CrossEntropy(), Weighted(N), CDT(N)))
+
+
 def test_the_registry_names_the_classes():
     assert all(METHODS[name].__name__ == name for name in METHODS) and "CrossEntropy" in METHODS
+    assert all(issubclass(m, Method) and m is not Method for m in METHODS.values()) and len(METHODS) == 17
     assert all(isinstance(m.version, int) and m.__doc__ for m in METHODS.values())
 
 
@@ -248,6 +321,16 @@ def test_a_class_without_images_has_no_prior(make):
         make(torch.tensor([10, 0, 5]))
 
 
-def test_ldam_needs_a_head_of_cosines():
-    with pytest.raises(ValueError, match="net.head = CosineHead"):
-        LDAM(N)(toys.net(), toys.images().x.float(), toys.images().y, None)
+def test_a_class_without_images_has_no_margin():
+    with pytest.raises(ValueError, match="a class without images has no margin"):
+        LDAM(torch.tensor([10, 0, 5]), start=None)
+
+
+def test_ldam_needs_a_classifier_of_cosines():
+    net, x, y = toys.net(4), toys.images().x.float(), toys.images().y
+    with pytest.raises(ValueError, match=r"'head' is Linear\(.*replace_classifier\(net, CosineHead\(64, 4\)\)"):
+        LDAM(N)(net, x, y, None)
+    with pytest.raises(ValueError, match="Identity has no linear layer"):
+        LDAM(N)(nn.Identity(), x, y, None)
+    assert LDAM(N)(nets.replace_classifier(net, nets.CosineHead(64, 4)), x, y, None) < 30
+    assert LDAM.version == 2

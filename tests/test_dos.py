@@ -1,6 +1,7 @@
 """Deep over-sampling against literal loops over its equations, its neighbours, rounds and edges; abstract labels."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +12,7 @@ import toys
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from imbook import data
+from imbook import data, nets
 from imbook.data import SUPER_CLASSES
 from imbook.methods import DOS, CrossEntropy, DOSAbstract, dos
 from imbook.methods.dos import (
@@ -436,7 +437,7 @@ def test_a_set_smaller_than_its_counts():
 
 
 @pytest.mark.parametrize("stage", [None, "hidden", "flat"])
-def test_the_network_is_cut_where_it_is_told(stage):
+def test_features_are_taken_where_it_is_told(stage):
     method = DOS(N, k=2, stage=stage, minority="half", **ROUNDS)
     _, train = began(method)
     assert method.z.shape[1] == (64 if stage == "flat" else 12)
@@ -469,6 +470,150 @@ def test_settings_that_cannot_be_are_refused(wrong, message):
 def test_a_stage_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="stage 'pool': this network has input, flat, hidden, head"):
         began(DOS(N, stage="pool"))
+
+
+@pytest.mark.parametrize("minority", ["half", "median", "all"])
+@pytest.mark.parametrize("settings", [{}, {"r": 2.5}, {"k": 0}, {"start": 0}, {"start": 9}], ids=str)
+def test_the_images_that_an_epoch_visits(settings, minority):
+    method, seen = DOS(N, minority=minority, **{"k": 2, **ROUNDS, **settings}), []
+    made, train = toy()
+    protocol = replace(RUN, epochs=4)
+    fit(made, method, train, protocol=protocol, tick=lambda done, row: seen.append(len(train.order)))
+    assert [method.visits(train.n, epoch) for epoch in range(4)] == seen
+    assert seen[3] > 64 or minority == "median" or method.k == 0 or method.start == 9
+
+
+# -- features that have collapsed, inputs that are not finite, dtypes -------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["variance", "spread"])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_collapsed_features_are_not_divided_by_their_rounding(scale, noise, dtype):
+    """One point, or what rounding makes of it: distances are then left as they are."""
+    eps = torch.finfo(dtype).eps
+    z = (0.3 + noise * eps / 1e-7 * torch.rand(64, 12, generator=torch.Generator().manual_seed(0), dtype=dtype)).clone()
+    method = DOS(N, k=3, scale=scale, minority="half", **ROUNDS)
+    _, train = toy(dtype=dtype)
+    method.allocate(z), method.renew(z, train)
+    assert method.scale == 1
+
+
+@pytest.mark.parametrize("scale", ["variance", "spread"])
+def test_tight_features_that_differ_are_scaled(scale):
+    """A ten-thousandth of their length is no rounding."""
+    z = 1 + 1e-4 * torch.rand(64, 12, generator=torch.Generator().manual_seed(0))
+    method = DOS(N, k=3, scale=scale, minority="half", **ROUNDS)
+    method.allocate(z), method.renew(z, toy()[1])
+    assert 1e-9 < method.scale < 1e-6
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_network_that_is_constant_trains_on(every):
+    """No weights, a bias alone: the variance of its features is what the sum over the images rounds to."""
+    made, train = net(), data.Batches(toys.images((40, 16, 7)), batch=16, seed=5)
+    with torch.no_grad():
+        made.hidden[0].weight.zero_(), made.hidden[0].bias.copy_(torch.linspace(0.1, 3, 12))
+        z = made[:-1](train.inputs(torch.arange(63)))
+    assert 0 < (z - z.mean(0)).square().sum(1).mean() < 1e-10
+    method, scales = DOS(train.n, k=3, minority="half", start=0, every=every), []
+    curve = fit(made, method, train, protocol=RUN, tick=lambda done, row: scales.append(method.scale.item()))
+    assert scales[0] == 1 and curve[0]["loss"] < 10
+
+
+def test_inputs_that_are_not_finite_are_named():
+    made, train = toy()
+    train.scale = torch.full_like(train.scale, torch.nan)
+    with pytest.raises(ValueError, match=r"the inputs of 64 of 64 samples are not finite, at positions \[0, 1, 2"):
+        fit(made, DOS(N, k=3, minority="half", **ROUNDS), train, protocol=RUN)
+
+
+@pytest.mark.parametrize("make", [DOS, DOSAbstract])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_tables_and_layers_take_the_dtype_of_the_features(make, dtype):
+    method = make(N, k=3, minority="half", **ROUNDS)
+    given = list(method.parameters())
+    made, train = began(method, dtype=dtype)
+    assert method.z.dtype == dtype and all(p.dtype == dtype for p in method.parameters())
+    assert all(a is b for a, b in zip(given, method.parameters())), "an optimiser made before holds them"
+    i = torch.arange(0, 64, 3)
+    value = method(made, train.inputs(i), train.y[i], i)
+    value.backward()
+    assert value.isfinite() and value.dtype == torch.promote_types(dtype, torch.float32)
+    exact, wide = make(N, k=3, minority="half", **ROUNDS), toy(dtype=torch.float64)[0]
+    wide.load_state_dict(made.state_dict())
+    began(exact, made=wide, dtype=torch.float64)
+    exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in method.state_dict().items()})
+    for m in (method, exact):
+        m.law = "equal"
+    values = [m(n_, t.inputs(i), t.y[i], i).item() for m, n_, t in
+              ((method, made, train), (exact, wide, toy(dtype=torch.float64)[1]))]  # fmt: skip
+    assert values[0] == pytest.approx(values[1], rel=0.05 if dtype == torch.bfloat16 else 0.01)
+    assert method.head.weight.grad.abs().sum() > 0 if make is DOSAbstract else True
+
+
+def test_a_run_in_float64_resumes_with_its_own_layers(tmp_path):
+    def stop(done, row):
+        if done == 4:
+            raise Killed
+
+    states = []
+    for killed in (True, False):
+        made, train = toy(dtype=torch.float64)
+        method, options = DOSAbstract(N, k=3, minority="half", **ROUNDS), {}
+        if killed:
+            options = dict(checkpoint=tmp_path / "run.pt", every=1)
+            with pytest.raises(Killed):
+                fit(made, method, train, protocol=RUN, tick=stop, **options)
+            (made, train), method = toy(seed=3, dtype=torch.float64), DOSAbstract(N, k=3, minority="half", **ROUNDS)
+        curve = fit(made, method, train, protocol=RUN, **options)
+        states.append([made.state_dict(), method.state_dict(), curve])
+    assert toys.same(*states) and states[0][1]["head.weight"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("law", ["simplex", "uniform"])
+def test_weights_are_never_nan(law, monkeypatch):
+    """A draw of 0, which exponential_ gives once in millions, more often in short dtypes: the sum is not 0."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.zero_())
+    w = draw_weights(law, (500, 1), torch.zeros(1, dtype=torch.float16))
+    assert w.dtype == torch.float16 and (w == 1).all()
+
+
+# -- one pass ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["input", "flat", "hidden", None])
+@pytest.mark.parametrize("v", ["stored", "live"])
+def test_one_pass_is_that_of_the_two_halves(stage, v):
+    """Loss and gradients against g(f(x)) and g(v) computed apart, to 1e-12 in float64, and the same random numbers."""
+    method = DOS(N, k=3, stage=stage, v=v, minority="half", **ROUNDS)
+    made, train = began(method, dtype=torch.float64)
+    made.train()
+    made.hidden[2].p = 0.4 if stage in ("hidden", None) else 0.0
+    end, i = {"input": 0, "flat": 1}.get(stage, 2), torch.tensor([0, 5, 17, 33, 33, 50, 63, 8])
+    f, g, x, y = made[:end], made[end:], train.inputs(i), train.y[i]
+    torch.manual_seed(7)
+    value, after = method(made, x, y, i), torch.get_rng_state()
+    torch.manual_seed(7)
+    z, near = f(x), method.near[i]
+    plain = F.cross_entropy(g(z), y, reduction="none")
+    w = draw_weights("simplex", near.shape, z)
+    theirs = f(train.inputs(near.flatten())).view(8, 3, -1) if v == "live" else method.z[near]
+    d = squared_distance(z.flatten(1), theirs) / method.scale
+    h = g(theirs.reshape(-1, *z.shape[1:])).view(8, 3, -1)
+    expected = torch.where(method.small[y], loss_g(h, y, rho(d, w)) + loss_f(d, w), plain).mean()
+    assert torch.equal(after, torch.get_rng_state()) and value.item() == pytest.approx(expected.item(), rel=1e-12)
+    for a, b in zip(*(torch.autograd.grad(some, list(made.parameters())) for some in (value, expected))):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_live_neighbours_of_images_in_another_memory_format():
+    torch.manual_seed(0)
+    made = nets.resnet8(3, 1)  # channels last
+    method = DOS(N, k=2, stage="stage2", v="live", minority="half", start=0, every=1)
+    _, train = began(method, epoch=0, made=made)
+    i = torch.arange(8)
+    assert method(made, train.inputs(i), train.y[i], i).isfinite()
 
 
 class Killed(Exception):

@@ -6,7 +6,7 @@ import torch
 import toys
 from sklearn.neighbors import KNeighborsClassifier
 
-from imbook import data, metrics
+from imbook import data, metrics, nets
 from imbook.methods import CNNCL, DOS, CrossEntropy
 from imbook.methods.features import OnFeatures, embed, readings
 from imbook.train import Protocol, evaluate, fit
@@ -21,8 +21,44 @@ def sets():
 def test_features_are_what_the_head_sees():
     net, (train, _) = toys.net().eval(), sets()
     with torch.no_grad():
-        z = embed(net[:-1], train)
+        z = embed(net, train)
         assert z.shape == (42, 64) and torch.allclose(net.head(z), net(train.normalise(train.x)), atol=1e-5)
+        below = embed(net, train, "stage1")
+        assert torch.equal(below, torch.cat([net[:2](x).flatten(1) for x, _, _ in train.plain()]))
+        assert torch.equal(embed(net, train, "input"), train.normalise(train.x).flatten(1))
+
+
+def test_what_is_not_finite_is_named():
+    net, (train, _) = toys.net().eval(), sets()
+    plain = train.normalise
+    seventh = lambda x: (x == train.x[7]).flatten(1).all(1)[:, None, None, None]  # noqa: E731
+    train.normalise = lambda x: torch.where(seventh(x), torch.nan, plain(x))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"the inputs of 1 of 42 samples .* positions \[7\]: mend"):
+        embed(net, train)
+    train.normalise = plain
+    with torch.no_grad(), pytest.raises(ValueError, match=r"the features of 42 of 42 .* \[0, 1, 2, 3, 4\]: the net"):
+        net.stage1[0].conv1.weight.fill_(torch.inf)
+        embed(net, train, "stage1")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_features_of_any_dtype_are_read(dtype):
+    net = nets.mlp(64, 3).to(dtype).eval()
+    train = data.Batches(toys.images(), batch=16, dtype=dtype)
+    with torch.no_grad():
+        for reading in readings(net, train).values():
+            scores = reading.predict(net, train.inputs(torch.arange(9)))
+            assert scores.dtype == torch.promote_types(dtype, torch.float32)
+            assert torch.allclose(scores.exp().sum(1), torch.ones(9, dtype=scores.dtype), atol=1e-5)
+
+
+def test_the_stage_is_where_classifiers_read():
+    net, (train, test) = toys.net(), sets()
+    method = CNNCL(stage="stage1")
+    fit(net, method, train, test=test, protocol=RUN)
+    for reading in method.readings.values():
+        assert reading.stage == "stage1"
+        assert getattr(reading.classifier, "n_features_in_", None) == 16 * 8 * 8
 
 
 def test_training_is_that_of_cross_entropy_bit_for_bit():
@@ -41,7 +77,7 @@ def test_readings_are_those_of_scikit_learn(make):
     assert set(method.readings) == {"knn", "logistic"}
     net.eval()
     with torch.no_grad():
-        z, seen = embed(net[:-1], train), embed(net[:-1], test)
+        z, seen = (torch.cat([net[:-1](x) for x, _, _ in batches.plain()]) for batches in (train, test))
     d = (seen.double()[:, None] - z.double()).square().sum(2)  # (27, 42)
     votes = torch.stack([torch.bincount(train.y[row.topk(5, largest=False).indices], minlength=3) for row in d])
     scores, y = evaluate(net, test, method.readings["knn"])
@@ -64,7 +100,8 @@ def test_readings_are_those_of_scikit_learn(make):
 
 def test_a_class_that_was_not_seen_is_never_predicted():
     net, (_, test) = toys.net().eval(), sets()
-    train = data.Batches(toys.images((20, 0, 10)), batch=16)
+    images = toys.images((20, 4, 10))
+    train = data.Batches(images, (images.y != 1).nonzero().flatten(), batch=16)
     reading = OnFeatures(KNeighborsClassifier(3))
     with torch.no_grad():
         reading.finish(net, train)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import toys
 from scipy.stats import beta
-from test_mixup import N, batch, small_net
+from test_mixup import N, batch, small_net, without_values
 
 from imbook import data, nets
 from imbook.methods import MFW, CrossEntropy, Weighted
@@ -87,6 +87,13 @@ def test_the_mean_of_lambda_is_the_integral(a):
     assert mean_lambda(torch.tensor(a, dtype=torch.float64)).item() == pytest.approx(closed, rel=1e-10)
 
 
+def test_the_mean_of_lambda_of_a_large_parameter():
+    """Its logarithms are of the order of a, their sum is of the order of log a: float32 would lose it all."""
+    for a in (1e3, 1e6, 1e8):
+        expected = 0.5 + 0.5 / math.sqrt(math.pi * a) * (1 - 1 / (8 * a))  # Stirling's formula
+        assert mean_lambda(torch.tensor(a)).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_lambda_is_the_larger_share(monkeypatch):
     shares = torch.tensor([0.0, 0.2, 0.5, 0.7, 1.0], dtype=torch.float64)
     monkeypatch.setattr("imbook.methods.mfw.draw_share", lambda a: shares)
@@ -149,8 +156,7 @@ def literal(net, x, y, strength, gamma=1.0, stage="stage3", partner="any", low=0
         "small": lambda k: strength * ((max(sizes) - k) / (max(sizes) - min(sizes))) ** gamma,
         "all": lambda k: strength,
     }[weakened]
-    a = torch.tensor([law(sizes[c]) for c in y.tolist()], dtype=torch.float64).float().double()  # the buffer's digits
-    share = draw_lambda(a, low).tolist()
+    share = draw_lambda(torch.tensor([law(sizes[c]) for c in y.tolist()]), low).tolist()  # in float32, always
     w = [4 / k / sum(1 / m for m in sizes) for k in sizes] if start == 0 else [1.0] * 4
     stages = ("input", "stage1", "stage2", "stage3").index(stage)
     total = 0.0
@@ -239,6 +245,19 @@ def test_weights_start_at_their_epoch_or_never():
             assert torch.equal(method.w, inverse_frequency(N) if epoch >= first else torch.ones(4))
 
 
+def test_an_empty_class_is_refused_where_weights_are_used_only():
+    n = torch.tensor([9, 0, 4, 2])
+    for method in (MFW(n), Weighted(n, start=None)):
+        for epoch in range(3):
+            method.update(epoch, None, None, None)
+        assert torch.equal(method.w, torch.ones(4)) and torch.equal(method.target, torch.ones(4))
+    net, (x, y) = small_net(), batch()
+    assert loss(MFW(n), net, x, y).isfinite()
+    for make in (lambda: MFW(n, start=1), lambda: Weighted(n), lambda: Weighted(n, "effective", start=4)):
+        with pytest.raises(ValueError, match="a class without images has no weight"):
+            make()
+
+
 def test_the_smallest_class_is_never_mixed_and_labels_are_kept():
     net, (x, y) = small_net(), batch(40)
     seen = []
@@ -284,8 +303,9 @@ def test_evaluation_is_untouched():
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn"
 
 
-def test_no_step_depends_on_a_value():
+def test_no_step_depends_on_a_value(monkeypatch):
     """On the meta device there are no values: a shape or a branch that needs one fails."""
+    without_values(monkeypatch)
     net, (x, y) = small_net(torch.float32).to("meta"), batch(dtype=torch.float32)
     for partner in ("any", "major", "minor", "group", "none"):
         MFW(N, partner=partner).to("meta")(net, x.to("meta"), y.to("meta"), None).backward()
@@ -296,6 +316,8 @@ def test_no_step_depends_on_a_value():
     "wrong, message",
     [
         (dict(strength=-1.0), "strength -1.0"),
+        (dict(strength=float("nan")), "strength nan"),
+        (dict(gamma=float("nan")), "gamma nan"),
         (dict(gamma=-0.5), "gamma -0.5"),
         (dict(low=1.5), "low 1.5"),
         (dict(partner="own"), "partner 'own'"),

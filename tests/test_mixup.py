@@ -32,9 +32,9 @@ def batch(size=11, dtype=torch.float64):
 
 
 def drawn(a, y):
-    """The partner and the share that a method of this file draws after torch.manual_seed(5)."""
+    """The partner and the share that a method of this file draws after torch.manual_seed(5): in float32, always."""
     torch.manual_seed(5)
-    return shuffle(y), draw_share(torch.tensor(a, dtype=torch.float64)).item()
+    return shuffle(y), draw_share(torch.tensor(a, dtype=torch.float32)).item()
 
 
 def loss(method, net, x, y):
@@ -127,6 +127,18 @@ def test_mixed_cross_entropy_by_hand():
         assert torch.allclose(value, F.cross_entropy(h, targets), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_any_dtype_is_mixed_by_the_shares_of_float32(dtype):
+    g = torch.Generator().manual_seed(0)
+    z, partner, lambda_ = torch.randn(7, 3, generator=g), torch.randperm(7, generator=g), torch.rand(7, generator=g)
+    mixed = mix(z.to(dtype), partner, lambda_)
+    assert mixed.dtype == dtype and torch.allclose(mixed.float(), mix(z, partner, lambda_), atol=0.02)
+    h, y = torch.randn(7, 4, generator=g).to(dtype), torch.randint(4, (7,), generator=g)
+    value = mixed_cross_entropy(h, y, partner, lambda_)
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.allclose(value.double(), mixed_cross_entropy(h.double(), y, partner, lambda_.double()), rtol=1e-6)
+
+
 # -- the methods against loops ----------------------------------------------------------------------------------------
 
 
@@ -171,7 +183,7 @@ def test_each_method_against_the_loop(name, monkeypatch):
     seeded = torch.manual_seed
     for seed in range(12):
         monkeypatch.setattr(torch, "manual_seed", lambda _, s=seed: seeded(s))
-        method = CASES[name]().double()
+        method = CASES[name]()
         value, expected = loss(method, net, x, y), literal(name, net, x, y)
         assert value.item() == pytest.approx(expected.item(), rel=1e-12)
         for a, b in zip(*(torch.autograd.grad(v, [x, *net.parameters()]) for v in (value, expected)), strict=True):
@@ -273,7 +285,11 @@ def test_evaluation_is_untouched(name):
 def test_settings_that_cannot_be_are_refused():
     for make, message in (
         (lambda: Mixup(N, alpha=-1), "alpha -1"),
-        (lambda: ManifoldMixup(N, stages=()), "name at least one"),
+        (lambda: Mixup(N, alpha=float("nan")), "alpha nan"),
+        (lambda: ManifoldMixup(N, stages=()), "names at least one"),
+        (lambda: ManifoldMixup(N, stages="stage1"), "stages 'stage1': a tuple"),
+        (lambda: ManifoldMixup(N, stages=("stage1", "stage2", "stage1")), "each once"),
+        (lambda: Remix(N, kappa=float("nan")), "kappa nan"),
         (lambda: Remix(N, kappa=0.5), "kappa 0.5"),
         (lambda: Remix(N, tau=1.5), "tau 1.5"),
         (lambda: ManifoldMixup(N, stages=["stage9"])(small_net(), *batch(), None), "stage 'stage9': this network has"),
@@ -282,9 +298,18 @@ def test_settings_that_cannot_be_are_refused():
             make()
 
 
+def without_values(monkeypatch):
+    """The oldest torch that the package allows has no Gamma on the meta device: there its shape alone is drawn."""
+    try:
+        torch._standard_gamma(torch.ones(1, device="meta"))
+    except NotImplementedError:
+        monkeypatch.setattr(torch, "_standard_gamma", torch.empty_like)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_no_step_depends_on_a_value(name):
+def test_no_step_depends_on_a_value(name, monkeypatch):
     """On the meta device there are no values: a shape or a branch that needs one fails."""
+    without_values(monkeypatch)
     net, (x, y) = small_net(torch.float32).to("meta"), batch(dtype=torch.float32)
     METHODS[name](N).to("meta")(net, x.to("meta"), y.to("meta"), None).backward()
     assert net.head.weight.grad.shape == (4, 5)

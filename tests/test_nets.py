@@ -1,10 +1,16 @@
 """Networks: sizes, named stages that can be cut anywhere, the shortcut against a literal loop."""
 
+import copy
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
+import torchvision
+import toys
 from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imbook import nets
 
@@ -15,6 +21,11 @@ SHAPES = {
     "resnet8": (3, 32, 32),
     "resnet32": (3, 32, 32),
 }
+
+
+def vit():
+    size = dict(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
+    return torchvision.models.VisionTransformer(**size, num_classes=3)
 
 
 def build(name):
@@ -125,6 +136,15 @@ def test_the_cosine_head_is_a_cosine():
     assert torch.allclose(head(head.weight).diagonal(), torch.ones(5))
 
 
+def test_the_cosine_head_starts_with_rows_of_length_one():
+    """As the released code: uniform(-1, 1), each class vector renormalised to length 1."""
+    torch.manual_seed(0)
+    ours = nets.CosineHead(64, 7).weight
+    torch.manual_seed(0)
+    theirs = torch.empty(7, 64).uniform_(-1, 1).T.clone().renorm_(2, 1, 1e-5).mul_(1e5)  # (D, C)
+    assert torch.allclose(ours, theirs.T, atol=1e-6) and torch.allclose(ours.norm(dim=1), torch.ones(7))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_network_takes_several_labels(name):
     torch.manual_seed(0)
@@ -158,11 +178,216 @@ def test_heads_are_separate_classifiers():
 def test_prior_bias_needs_a_bias():
     net = nets.lenet()
     net.head = nets.CosineHead(84, 10)
-    with pytest.raises(ValueError, match="a head with a bias, here is CosineHead"):
+    with pytest.raises(ValueError, match="a classifier with a bias, here is CosineHead"):
         nets.prior_bias(net, 10)
+
+
+def test_prior_bias_draws_the_weight_as_torch_does():
+    """As the released code: its head is a plain nn.Linear, ours starts Kaiming-normal in residual networks."""
+    net = nets.resnet8(10)
+    before = net.head.weight.clone()
+    torch.manual_seed(4)
+    nets.prior_bias(net, 10)
+    torch.manual_seed(4)
+    assert torch.equal(net.head.weight, nn.Linear(64, 10).weight) and not torch.equal(before, net.head.weight)
+    assert net.head.weight.abs().max() <= 1 / 8 < before.abs().max()
+
+
+def test_prior_bias_of_any_network():
+    net = nets.prior_bias(torchvision.models.resnet18(num_classes=4), 4)
+    assert torch.allclose(net.fc.bias, torch.full((4,), -math.log(3)))
+    with pytest.raises(ValueError, match="one label per image"):
+        nets.prior_bias(nets.lenet((3, 2)), 5)
 
 
 def test_prior_bias_starts_at_the_prior():
     net = nets.prior_bias(nets.lenet(100), 100)
     assert torch.allclose(net.head.bias, torch.full((100,), -math.log(99)))
     assert torch.allclose(net.head.bias.sigmoid(), torch.full((100,), 0.01))
+
+
+# -- features and classifier of any network ---------------------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    """A reader's network: no Sequential, a functional forward, a layer that is used twice, one that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.act, self.unused = nn.ReLU(inplace=True), nn.Linear(2, 2)
+        self.pair, self.total = nn.Identity(), nn.Identity()
+        self.hidden, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        z = self.act(self.conv(x))
+        z = self.twice(F.relu(self.twice(z)))
+        self.pair((z, z))
+        z = self.hidden(z.mean((2, 3)))
+        self.total(z.sum())
+        return self.last(z.tanh())
+
+
+def functional():
+    torch.manual_seed(0)
+    return Functional(), torch.randn(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stage_is_the_cut_of_the_sequence_to_the_last_bit(name, training):
+    net, x = build(name).train(training), torch.randn(4, *SHAPES[name])
+    stages = ["input", *dict(net.named_children())]
+    with torch.no_grad():
+        for k, stage in enumerate(stages):
+            body, rest = copy.deepcopy(net), copy.deepcopy(net)
+            assert torch.equal(nets.features(body, x, stage), rest[:k](x))
+            assert toys.same(body.state_dict(), rest.state_dict()), "what comes later is not run: BatchNorm stays"
+            whole, halves = copy.deepcopy(net), copy.deepcopy(net)
+            changed = nets.tap(whole, x, {stage: lambda z: z.flip(0)})
+            assert torch.equal(changed, halves[k:](halves[:k](x).flip(0)))
+            assert toys.same(whole.state_dict(), halves.state_dict())
+        body, rest = copy.deepcopy(net), copy.deepcopy(net)
+        assert torch.equal(nets.features(body, x), rest[:-1](x))
+        assert torch.equal(nets.tap(body, x, {None: lambda z: 2 * z}), rest.head(2 * rest[:-1](x)))
+
+
+def test_gradients_pass_as_through_the_cut():
+    net, x = build("resnet8"), torch.randn(4, 3, 32, 32)
+    halves = copy.deepcopy(net)
+    found = [nets.tap(net, x, {"stage2": lambda z: z * 0.5}), halves[3:](halves[:3](x) * 0.5)]
+    for h in found:
+        h.square().sum().backward()
+    for a, b in zip(net.parameters(), halves.parameters()):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_several_stages_in_the_order_of_the_pass():
+    net, x, seen = build("lenet"), torch.randn(3, 1, 28, 28), []
+    note = lambda name: lambda z: seen.append((name, tuple(z.shape))) or z  # noqa: E731
+    stages = (None, "stage3.3", "stage1", "input", "stage3")
+    assert torch.equal(nets.tap(net, x, {s: note(s) for s in stages}), net(x))
+    assert [name for name, _ in seen] == ["input", "stage1", "stage3.3", "stage3", None]
+    assert dict(seen)[None] == (3, 84) and dict(seen)["stage1"] == (3, 6, 14, 14)
+
+
+def test_more_rows_than_samples_go_on():
+    net, x = build("lenet").eval(), torch.randn(3, 1, 28, 28)
+    for stage in ("stage2", None):
+        h = nets.tap(net, x, {stage: lambda z: torch.cat([z, 2 * z])})
+        assert h.shape == (6, 10) and torch.allclose(h[:3], net(x), atol=1e-6)
+
+
+def test_a_change_may_call_the_network():
+    net, x, seen = build("lenet").eval(), torch.randn(3, 1, 28, 28), []
+
+    def change(z):
+        seen.append(nets.features(net, 2 * x, "stage2"))
+        return z
+
+    h = nets.tap(net, x, {"stage1": change, "stage2": lambda z: 3 * z})
+    assert torch.equal(seen[0], net[:2](2 * x)) and torch.equal(h, net[2:](3 * net[:2](x)))
+
+
+def hooks_of(net):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+
+def test_a_network_of_functions():
+    net, x = functional()
+    assert nets.classifier(net) == "last" and torch.equal(net.last(nets.features(net, x)), net(x))
+    z = nets.features(net, x, "hidden")
+    assert torch.equal(nets.tap(net, x, {"hidden": lambda z: z}), net(x))
+    assert torch.equal(nets.tap(net, x, {"hidden": lambda z: -z}), net.last((-z).tanh()))
+
+
+@pytest.mark.parametrize(
+    "stage, message",
+    [
+        ("head", "stage 'head': this network has input, conv, twice, act, unused, pair, total, hidden, last"),
+        ("", "stage '': this network has input, conv"),
+        ("unused", "stage 'unused' is not called in a pass"),
+        ("twice", "stage 'twice' is called more than once in a pass"),
+        ("pair", "stage 'pair' puts out a tuple for 5 samples"),
+        ("total", r"stage 'total' puts out a tensor \(\) for 5 samples"),
+        ("conv", "stage 'conv' puts out what the next layer overwrites"),
+    ],
+)
+def test_stages_that_cannot_be(stage, message):
+    net, x = functional()
+    with pytest.raises(ValueError, match=message):
+        nets.tap(net, x, {"hidden": lambda z: z, stage: lambda z: z})
+    assert hooks_of(net) == 0, "nothing is left on the network"
+
+
+def test_features_before_they_are_overwritten():
+    """ReLU(inplace=True) follows: `features` stops before it, and what is replaced is no longer the stage's own."""
+    net, x = functional()
+    assert (nets.features(net, x, "conv") < 0).any() and hooks_of(net) == 0
+    assert torch.allclose(nets.tap(net, x, {"conv": lambda z: z * 1}), net(x))
+
+
+def test_a_long_list_of_names_is_cut():
+    with pytest.raises(ValueError, match=r"has input, conv1, .*avgpool, fc, layer1\.0, .*all: net\.named_modules\(\)"):
+        nets.features(torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32), "stage3")
+
+
+def test_rows_that_are_not_samples_are_refused():
+    net = nn.Sequential(OrderedDict(turn=nn.Flatten(0, 1), head=nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"stage 'turn' puts out a tensor \(6, 4\) for 3 samples"):
+        nets.features(net, torch.zeros(3, 2, 4), "turn")
+
+
+@pytest.mark.parametrize("stage", ["stage1", None])
+def test_a_tap_adds_no_operation(stage):
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    net, x, found = build("resnet8"), torch.randn(2, 3, 32, 32), []
+    for run in (lambda: net(x), lambda: nets.tap(net, x, {stage: lambda z: z})):
+        calls = []
+        with Count():
+            run()
+        found.append(calls)
+    assert found[0] == found[1] and len(calls) > 20
+
+
+@pytest.mark.parametrize(
+    "make, name, size",
+    [
+        (lambda: nets.lenet(3), "head", 84),
+        (lambda: torchvision.models.resnet18(num_classes=3), "fc", 512),
+        (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), "classifier.3", 1024),
+        (vit, "heads.head", 32),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "1", 7),
+        (lambda: nn.Sequential(OrderedDict(head=nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), late=nn.Linear(3, 3))),
+         "head.1", 5),
+    ],
+)  # fmt: skip
+def test_the_classifier_is_found_and_replaced(make, name, size):
+    net = make().double()
+    assert nets.classifier(net) == name
+    assert nets.replace_classifier(net, 5) is net
+    layer = net.get_submodule(name)
+    assert type(layer) is nn.Linear and layer.weight.shape == (5, size) and layer.weight.dtype == torch.float64
+    nets.replace_classifier(net, (4, 2))
+    assert isinstance(net.get_submodule(name), nets.Heads) and net.get_submodule(name).classes == (4, 2)
+    nets.replace_classifier(net, nets.CosineHead(size, 5))
+    assert net.get_submodule(name).weight.dtype == torch.float64 and nets.classifier(net) == name
+    with pytest.raises(ValueError, match=f"'{name}' takes {size} features, the new layer takes 9"):
+        nets.replace_classifier(net, nn.Linear(9, 5))
+    with pytest.raises(ValueError, match="stage 'nowhere': this network has"):
+        nets.replace_classifier(net, 5, "nowhere")
+
+
+def test_a_classifier_that_is_no_linear_layer():
+    net = nn.Sequential(OrderedDict(body=nn.Linear(4, 4), head=nn.Identity()))
+    assert nets.classifier(net) == "head", "what is called head is it"
+    with pytest.raises(ValueError, match=r"'head' is Identity\(\), which does not say how many features"):
+        nets.replace_classifier(net, 5)
+    assert nets.replace_classifier(net, nn.Linear(4, 5)).head.out_features == 5
+    with pytest.raises(ValueError, match="Conv2d has no linear layer to classify"):
+        nets.classifier(nn.Conv2d(1, 1, 1))
+    assert nets.replace_classifier(functional()[0], 8, "hidden").hidden.out_features == 8
