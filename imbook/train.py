@@ -41,7 +41,8 @@ class Method(nn.Module):
         bound = inspect.signature(cls.__init__).bind_partial(None, *given, **named)
         bound.apply_defaults()
         cls._check_labels(bound.arguments.get("n"))
-        made.arguments = checkpoints.plain(dict(bound.arguments))  # by them a checkpoint knows its run
+        its = {k: v for k, v in bound.arguments.items() if k != "self"}
+        made.arguments = checkpoints.plain(its)  # by them a checkpoint knows its run
         made._made_with, made._fitted = (given, named), False
         return made
 
