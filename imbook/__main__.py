@@ -83,14 +83,15 @@ def _list(options):
 def _queue(options):
     import pandas as pd
 
+    from imbook import records
     from imbook.experiments import steps
     from imbook.tables import MILLISECONDS, QUEUE
     from imbook.workers import Request, missing
 
-    lines, without = [], set()
+    have, lines, without = records.load(options.out, damaged=[]), [], set()
     for name in QUEUE:
         request, many, minutes = Request((name,), options.out), 0, 0.0
-        todo = missing(request)
+        todo = missing(request, have)
         for job in todo:
             try:
                 count = steps(job.row)
@@ -122,18 +123,19 @@ def _status(options):
         planned, stale = len(table.runs()), int(runs["stale"].sum())
         lines.append(dict(table=name, planned=planned, done=len(runs), pending=planned - len(runs), stale=stale))
     print(pd.DataFrame(lines).to_string(index=False))
-    print(*damaged, sep="\n", end="")
+    for line in damaged:
+        print(line)
     return 0
 
 
 def _table(options):
-    from imbook import results
+    from imbook import records, results
     from imbook.tables import TABLES, check_name
 
-    table = TABLES[check_name(options.table, TABLES)]
-    _print_table(table, options.out)
+    table, have = TABLES[check_name(options.table, TABLES)], records.load(options.out)
+    _print_table(table, have)
     if options.figure:
-        runs = results.frame(table, options.out)
+        runs = results.frame(table, records=have)
         runs = runs[runs["label"].isin(options.row)] if options.row else runs
         if runs.empty:
             raise ValueError(f"no records to draw: python -m imbook run {options.table}, or name another --row")
@@ -141,10 +143,10 @@ def _table(options):
     return 0
 
 
-def _print_table(table, out):
+def _print_table(table, have):
     from imbook import verdicts
 
-    shown = verdicts.summary(table, out)
+    shown = verdicts.summary(table, records=have)
     if not any(row.fact for row in table.rows):
         shown = shown.drop(columns=["paper", "mark", "verdict"])
     if not shown["stale"].any():
@@ -175,6 +177,8 @@ def _run(options):
     deadline = time.monotonic() + options.budget if options.budget is not None else float("inf")
     news, damaged = {"failed": {}, "stopped": {}, "fast": {}}, []  # each a set in order of arrival
     jobs = missing(request, records.load(request.out, damaged))
+    for line in damaged:
+        print(line)
     if not torch.cuda.is_available() and (on_gpu := list(dict.fromkeys(j.table for j in jobs if j.device == "cuda"))):
         if "all" not in options.tables:
             raise ValueError(f"{', '.join(on_gpu)} need a GPU, none is here: leave them out, or add --device cpu")
@@ -197,26 +201,28 @@ def _run(options):
     else:
         share(jobs, request, deadline, tell, options.workers)
     bar.close()
+    have = records.load(request.out, damaged=[])
     if not request.dry:
         for name in request.tables():
-            _finish(name, request.out)
+            _finish(name, have, request.out)
     for choice in news["fast"]:
         print(f"fast: {choice}")
-    for why in news["stopped"]:
-        print(f"{why}: {len(missing(request))} runs are missing; the same command goes on from here")
-    for line in (*news["failed"], *damaged):
+    for line in news["failed"]:
         print(f"failed, no record: {line}")
+    if left := len(missing(request, have)):
+        why = "; ".join(news["stopped"]) or "not all could be made"
+        print(f"{why}: {left} {'run is' if left == 1 else 'runs are'} missing; the same command goes on from here")
     return 130 if "interrupted" in news["stopped"] else bool(news["failed"])
 
 
-def _finish(name, out):
-    """Print a table, and write its archive and its figure."""
+def _finish(name, have, out):
+    """Print a table from its records, and write its archive and its figure below `out`."""
     from imbook import records, results
     from imbook.tables import TABLES
 
-    table, have = TABLES[name], records.load(out, damaged=[])
+    table = TABLES[name]
     runs = results.frame(table, records=have)
-    _print_table(table, out)
+    _print_table(table, have)
     if runs.empty:
         return
     elsewhere = {p.name for p in records.RECORDS.glob("*.jsonl.gz")} - {f"{name}.jsonl.gz"}  # shared with other tables
@@ -236,18 +242,16 @@ def _collect(options):
     from imbook import records
 
     target = options.to or options.out / "records.jsonl.gz"
-    deadline = time.monotonic() + (options.budget or float("inf"))
+    deadline = time.monotonic() + (float("inf") if options.budget is None else options.budget)
+    if target.exists():
+        records.read(target)  # what an older archive holds stays in it: one that cannot be read is no empty one
     written = None
     while True:
-        paths = sorted(options.out.glob("*.json"))
-        if (now := {p.name for p in paths}) != written:
-            whole, damaged = [], []
-            for path in paths:
-                try:
-                    whole += records.read(path)
-                except ValueError as error:
-                    damaged.append(str(error))
-            records.archive(whole, target)
+        paths = list(dict.fromkeys([*([target] if target.exists() else []), *records.files(options.out)]))
+        now = {(p.name, p.stat().st_mtime_ns) for p in paths if p != target}
+        if now != written:
+            whole = records.latest(paths, damaged := [])
+            records.archive(whole.values(), target)
             written = now
             print(f"{len(whole)} records: {target}", *damaged, sep="\n", flush=True)
         if options.every is None or time.monotonic() + options.every > deadline:

@@ -3,14 +3,17 @@
 What can be declared is in `imbook.rows`, the book's own tables in `imbook.tables`.
 """
 
+import contextlib
 import time
 from dataclasses import replace
 from functools import cache
 from inspect import signature
+from pathlib import Path
 
 import torch
 
-from imbook import data, metrics
+from imbook import checkpoints, data, metrics
+from imbook.data.batches import sizes
 from imbook.fast import describe
 from imbook.methods import METHODS
 from imbook.records import commit, provenance, rounded, source_hash
@@ -32,7 +35,7 @@ def make(row, seeds, device="cpu", dry=False):
     whole, test = index, torch.arange(len(test_images.y))
     if dry:
         some = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[: row.protocol.batch]
-        index, test = index[some], test[:: len(test) // 100]
+        index, test = index[some], test[:: max(len(test) // 100, 1)]
         valid = None if valid is None else valid[data.draw(images.y[valid], [1] * len(images.classes), None)]
     if row.split.labels:
         images, test_images = images.derive(row.split.labels), test_images.derive(row.split.labels)
@@ -70,9 +73,8 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
     net, method, train, valid, test = make(row, seeds, device, dry)
     several = isinstance(train.n, tuple)
     groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+    spent, began = checkpoints.elapsed(checkpoint), time.perf_counter()
+    before = _reset_peak(device)
     curve = fit(
         net,
         method,
@@ -98,9 +100,9 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
         **judged,
         **({"readings": readings} if readings else {}),
         curve=[{k: rounded(v) for k, v in entry.items()} for entry in curve],
-        seconds=round(time.perf_counter() - began, 2),
+        seconds=round(spent + time.perf_counter() - began, 2),
         train_seconds=round(curve[-1]["seconds"], 2),
-        peak_mb=_peak(device),
+        peak_mb=_peak(device, before),
         method_version=METHODS[row.method].version,
         **({"fast": describe(net, train.x.device)} if fast else {}),
         **provenance(device),
@@ -115,7 +117,7 @@ def steps(row, n=None):
     """
     n = _class_sizes(row.split) if n is None else n
     method, batch = METHODS[row.method](n, **row.hyper), row.protocol.batch
-    return sum(-(-method.visits(n, epoch) // batch) for epoch in range(row.protocol.epochs))
+    return sum(len(sizes(method.visits(n, epoch), batch)) for epoch in range(row.protocol.epochs))
 
 
 @cache
@@ -137,12 +139,28 @@ def _judged(net, test, method):
     )
 
 
-def _peak(device):
-    """Peak memory in MB: of the GPU in this run, or of the whole process so far; None where it cannot be known."""
+def _reset_peak(device):
+    """Count peak memory from here on; returns the peak of before in MB where the system goes on counting from it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    peak, now = _resident("VmHWM"), _resident("VmRSS")
+    return peak if peak > 1.01 * now else 0
+
+
+def _peak(device, before):
+    """Peak memory of a run in MB: allocated on the GPU, or resident; None where the process needed more before it."""
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20)
-    try:
-        import resource  # POSIX only
-    except ImportError:
-        return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak = _resident("VmHWM")
+    return peak if peak > before else None
+
+
+def _resident(field):
+    """Resident memory in MB as Linux tells it, 'VmRSS' now or 'VmHWM' at its peak; 0 on other systems."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024)
+    return 0

@@ -74,14 +74,15 @@ def commit():
 
 def _processor():
     with contextlib.suppress(OSError, StopIteration):
-        return next(s.split(":")[1].strip() for s in open("/proc/cpuinfo") if s.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
 
 
 def save(record, folder):
     """Write one record to folder/KEY.json, whole or not at all; returns the path. The folder is made where missing."""
-    path = Path(folder).expanduser() / f"{record['key']}.json"
-    write(path, json.dumps({"checksum": _checksum(record), **record}, separators=(",", ":")).encode())
+    path, plain = Path(folder).expanduser() / f"{record['key']}.json", json.loads(json.dumps(record))
+    write(path, json.dumps({"checksum": _checksum(plain), **plain}, separators=(",", ":")).encode())
     return path
 
 
@@ -112,15 +113,17 @@ def write(path, content):
 def read(path):
     """The records of one file, a list. ValueError naming the file where it is damaged, however it is damaged."""
     try:
-        content = Path(path).read_bytes()
-        text = (gzip.decompress(content) if Path(path).suffix == ".gz" else content).decode()
+        content, archived = Path(path).read_bytes(), Path(path).suffix == ".gz"
+        if not content:
+            raise ValueError("it is empty")
+        text = (gzip.decompress(content) if archived else content).decode()
         records = [json.loads(line) for line in text.splitlines()]
         for record in records:
-            wanted = record.pop("checksum", None)
+            if not archived and next(iter(record)) != "key":  # files from before there were checksums begin with it
+                if record.pop("checksum", None) != _checksum(record):
+                    raise ValueError("its checksum does not fit")
             if absent := [name for name in NEEDED if name not in record]:
                 raise ValueError(f"no {', '.join(absent)}")
-            if wanted is not None and wanted != _checksum(record):
-                raise ValueError("its checksum does not fit")
         return records
     except Exception as error:  # zlib, gzip, json, unicode, types: whatever a damaged file brings about
         raise ValueError(f"{path} is damaged ({error!r}): remove it, and run its table again") from error
@@ -132,11 +135,22 @@ def load(folder=None, damaged=None):
     folder: single files and archives. damaged: a list that collects what is wrong with files that cannot be read, so
     that a queue goes on without them; without it the first such file raises ValueError.
     """
-    records, found = {}, sorted(RECORDS.glob("*.jsonl.gz"))
-    if folder:  # by their whole endings: another worker may be writing a file under a temporary name
-        folder = Path(folder).expanduser()
-        found += sorted([*folder.glob("*.json"), *folder.glob("*.jsonl.gz")])
-    for path in found:
+    return latest([*sorted(RECORDS.glob("*.jsonl.gz")), *(files(folder) if folder else [])], damaged)
+
+
+def files(folder):
+    """The archives and the single files of a folder, sorted; not what another worker is writing at this moment."""
+    folder = Path(folder).expanduser()
+    return [path for ending in ("*.jsonl.gz", "*.json") for path in sorted(folder.glob(ending))]
+
+
+def latest(paths, damaged=None):
+    """The records of some files, {key: record}, the latest of a key; `file` is the name of the file it is in.
+
+    damaged: as in `load`.
+    """
+    records = {}
+    for path in paths:
         try:
             for record in read(path):
                 if record["key"] not in records or record["time"] > records[record["key"]]["time"]:

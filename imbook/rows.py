@@ -5,6 +5,7 @@ A run is a row with three named seeds, and its record has a key. The book's own 
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, fields
 from functools import cache
 from inspect import signature
@@ -16,6 +17,7 @@ from imbook.methods import METHODS
 from imbook.train import Protocol
 
 SEEDS = {"order": "class order", "draw": "draw of the images", "train": "training"}
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "g_mean", "macro_auprc")
 PROFILES = {  # the settings that each profile needs, and may have
     "long_tailed": ({"ratio"}, {"n_max"}),
     "step": ({"ratio"}, {"n_max"}),
@@ -37,7 +39,8 @@ class Split:
     classes kept (majority, minority); reduce: of 'reduced', the number of classes that lose images. train_on_valid:
     add the held-out images to the training set; a method may still measure on them, but nothing is selected there.
     labels: several labels per image, derived from its class once the split is drawn (see `imbook.data.Images.derive`).
-    ValueError for an unknown name, a setting that the profile needs and lacks, and one that it does not use.
+    ValueError for an unknown name or an impossible number, a setting that the profile needs and lacks, and one that it
+    does not use.
     """
 
     data: str
@@ -68,8 +71,17 @@ class Split:
             raise ValueError(f"profile {self.profile!r} needs {', '.join(sorted(missing))}")
         if unused := given - needed - allowed:
             raise ValueError(f"profile {self.profile!r} does not use {', '.join(sorted(unused))}: leave it out")
-        if self.valid < 0 or self.train_on_valid and not self.valid:
-            raise ValueError(f"valid {self.valid}, train_on_valid {self.train_on_valid}: hold out 1 image or more")
+        for name, fits, said in (
+            ("ratio", lambda v: 1 <= v < math.inf, "the largest class over the smallest, 1 or more"),
+            ("share", lambda v: 0 < v < 1, "a part, between 0 and 1"),
+            ("n_max", lambda v: v == int(v) >= 1, "images, a whole number from 1 on"),
+            ("reduce", lambda v: v == int(v) >= 0, "classes, a whole number"),
+            ("valid", lambda v: v == int(v) >= self.train_on_valid, "images per class, 1 or more for train_on_valid"),
+            ("classes", lambda v: len(set(v)) == len(v), "each class once"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise ValueError(f"{name} {value!r}: {said}")
         if self.ratio is not None and self.ratio == int(self.ratio):
             object.__setattr__(self, "ratio", int(self.ratio))  # 100.0 is 100, also in a key
 
@@ -138,7 +150,7 @@ class Row:
 class Table:
     """A table of the book: its rows, and the seeds that each of them is run with, most valuable first.
 
-    ValueError where two rows have one label, for seeds without order, draw and train, and for an unknown device.
+    ValueError where two rows have one label, for seeds without order, draw and train, for an unknown device or metric.
     """
 
     title: str
@@ -153,8 +165,9 @@ class Table:
             raise ValueError(f"{self.title}: rows {labels}: at least one, each with a label of its own")
         if not self.seeds or any(seeds.keys() != SEEDS.keys() for seeds in self.seeds):
             raise ValueError(f"{self.title}: seeds {self.seeds}: each set names {', '.join(SEEDS)}")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"{self.title}: device {self.device!r}: choose 'cpu' or 'cuda'")
+        for name, known in (("device", ("cpu", "cuda")), ("metric", METRICS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{self.title}: {name} {getattr(self, name)!r}: choose from {', '.join(known)}")
 
     def runs(self):
         """(row, seeds) pairs, all rows of a set of seeds before the next set, without repeats."""

@@ -3,12 +3,13 @@
 What a worker runs is in a module of its own: a spawned process cannot find what lives in `__main__`.
 """
 
+import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from imbook.experiments import run
 from imbook.fast import CaptureError
 from imbook.methods import METHODS
 from imbook.tables import QUEUE, TABLES, check_name
+
+# With these a run ends and the queue goes on: it diverges, needs too much, or a file of its own is damaged or absent.
+FAILURES = (FloatingPointError, CaptureError, torch.OutOfMemoryError, ValueError, FileNotFoundError)
 
 
 class BudgetSpent(Exception):
@@ -76,7 +80,7 @@ class Job:
 
 
 def parts(name):
-    """A part of the queue is pieces of tables, (table, which sets of seeds, labels); a table is one piece, and whole."""
+    """A part of the queue is pieces of tables, (table, which of its seeds, labels); a table is one, whole."""
     return QUEUE.get(name, ((name, None, ()),))
 
 
@@ -129,7 +133,7 @@ def work(jobs, request, deadline, tell):
                 kept = None if request.dry else checkpoint
                 try:
                     record = run(job.row, job.seeds, job.device, kept, tick, request.dry, request.fast)
-                except (FloatingPointError, CaptureError, torch.OutOfMemoryError) as error:
+                except FAILURES as error:
                     tell("failed", f"{job}: {error}")
                     if isinstance(error, CaptureError) and error.__cause__ is not None:
                         tell("stopped", "a capture broke off and may have spoiled this process")
@@ -150,41 +154,61 @@ def share(jobs, request, deadline, tell, workers):
     """The same by several processes: each run is made by the one that claims it.
 
     On a GPU with `fast` the first starts alone, and the others once it has trained an epoch: it compiles what the
-    others then find in torch's cache.
+    others then find in torch's cache. A process that is killed takes nothing of the others with it: each has a pipe of
+    its own, and no lock is shared. Where this process is killed they stop after their epoch.
     """
-    new = multiprocessing.get_context("spawn")  # a CUDA device does not outlive a fork
-    until, news = new.Value("d", deadline), new.Queue()
-    waiting = [new.Process(target=worker, args=(jobs, request, until, news)) for _ in range(workers)]
-    apart = request.fast and any(job.device == "cuda" for job in jobs)
-    started = []
+    context = multiprocessing.get_context("spawn")  # a CUDA device does not outlive a fork
+    until = context.Value("d", deadline, lock=False)
+    running = {}  # {pipe: process}
 
-    def start(some):
-        for one in some:
-            one.start()
-            started.append(one)
+    def start(number):
+        for _ in range(number):
+            pipe, its_end = context.Pipe(duplex=False)
+            process = context.Process(target=worker, args=(jobs, request, until, its_end))
+            process.start()
+            its_end.close()
+            running[pipe] = process
 
-    start(waiting[:1] if apart else waiting)
-    while any(one.is_alive() for one in started) or not news.empty():
+    alone = request.fast and any(job.device == "cuda" for job in jobs)
+    start(1 if alone else workers)
+    waiting = workers - len(running)
+    while running:
         try:
-            what, value = news.get(timeout=0.2)
-            tell(what, value)
-        except queue.Empty:
-            what = None
+            for pipe in wait(list(running)):
+                what, value = _heard(pipe, running)
+                if what is not None:
+                    tell(what, value)
+                elif value:
+                    tell("failed", f"a worker ended {value}")
+                if waiting and until.value and (what == "epochs" or what is None and value):
+                    start(waiting)
+                    waiting = 0
         except KeyboardInterrupt:
-            what, until.value = None, 0  # each stops after its epoch
+            until.value = 0  # each stops after its epoch
             tell("stopped", "interrupted")
-        if len(started) < workers and (what == "epochs" or not started[0].is_alive()) and until.value:
-            start(waiting[len(started) :])
-    for one in started:
-        one.join()
-        if one.exitcode:
-            tell("failed", f"a worker ended with status {one.exitcode}; its error stands above")
 
 
-def worker(jobs, request, until, news):
-    """What a process of `share` runs: until, the shared deadline; news, the queue of what it tells."""
+def _heard(pipe, running):
+    """What a worker tells; of one that has ended (None, how), where how is empty if all is well."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):  # ended, perhaps in the middle of a word
+        process = running.pop(pipe)
+        process.join()
+    code = process.exitcode
+    return None, f"by signal {-code}" if code < 0 else f"with status {code}; its error stands above" if code else ""
+
+
+def worker(jobs, request, until, pipe):
+    """What a process of `share` runs: until, the shared deadline; pipe, to the one who started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started us moves the deadline
-    work(jobs, request, lambda: until.value, lambda *what: news.put(what))
+    starter = multiprocessing.parent_process()
+
+    def tell(*what):
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the deadline is over
+            pipe.send(what)
+
+    work(jobs, request, lambda: until.value if starter.is_alive() else 0, tell)
 
 
 def length(job, request):
