@@ -117,7 +117,7 @@ def pair(y, total, share, seed):
         raise ValueError(f"share {share}: the majority's share must lie in (0, 1)")
     majority = int(total * share + 1e-9)
     return _draw(
-        y, [majority, total - majority], seed, "raise total, or bring share nearer to 0.5", "lower total, or its share"
+        y, [majority, total - majority], seed, "raise total, or bring share to 0.5", "lower total, or its share"
     )
 
 
