@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(".venv", "Scripts" if os.name == "nt" else "bin")
 PYTHON = str(BIN / "python")
+SPHINX = ["sphinx", "sphinx-book-theme", "sphinx-external-toc", "sphinx-multitoc-numbering", "myst-nb", "sphinx-design",
+          "sphinx-copybutton", "sphinx-togglebutton", "sphinx-comments", "sphinxcontrib-bibtex"]  # fmt: skip
 METHODS = ("baselines", "mixup", "crl", "cdb", "dos", "mfw", "features")
 PORTABLE = [f"tests/test_{name}*.py" for name in ("data", "nets", "metrics", *METHODS)]
 
@@ -151,6 +153,23 @@ def links():
     call(str(BIN / "jupyter-book"), "build", ".", "--builder", "linkcheck", "--path-output", "_build/links", "--quiet")
 
 
+def sphinx():
+    """build the book by plain Sphinx, today's, and test its pages: the way out of Jupyter Book 1, tried weekly"""
+    setup()
+    python = str(BIN.parent / "sphinx" / BIN.name / "python")  # an environment within .venv: out of the book's sight
+    venv.create(".venv/sphinx", with_pip=True, symlinks=os.name != "nt")
+    call(python, "-m", "pip", "install", "--quiet", "--upgrade", *SPHINX)
+    shutil.rmtree("_build", ignore_errors=True)
+    try:
+        call(str(BIN / "jupyter-book"), "config", "sphinx", ".")
+        conf = Path("conf.py")
+        conf.write_text(re.sub("'(jupyter_book|sphinx_jupyterbook_latex)', ", "", conf.read_text()))
+        call(python, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", ".", "_build/html")
+    finally:
+        Path("conf.py").unlink(missing_ok=True)
+    pytest("tests/test_book.py", "tests/test_browser.py")
+
+
 # -- what is made -----------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +221,8 @@ def help():
     print("\nwithout make: python -m tools.make TARGET")
 
 
-COMMANDS = (book, run, test, lint, unit, portable, notebooks, pages, test_long, links, setup, lock, dist, generated,
-            repository, help)  # fmt: skip
+COMMANDS = (book, run, test, lint, unit, portable, notebooks, pages, test_long, links, sphinx, setup, lock, dist,
+            generated, repository, help)  # fmt: skip
 TARGETS = {target.__name__.replace("_", "-"): target for target in COMMANDS}
 
 
