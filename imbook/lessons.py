@@ -4,9 +4,11 @@ import inspect
 import math
 import os
 import textwrap
+from collections import OrderedDict
 from dataclasses import replace
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 
@@ -21,6 +23,13 @@ def _without_docstring(thing):
         return code
     head, _, tail = code.split('"""', 2)
     return head.rstrip(" ") + tail.lstrip("\n")
+
+
+def small_net():
+    """A network with BatchNorm and dropout, in float64: 64 inputs in any shape, stages flat to head, 10 classes."""
+    torch.manual_seed(1)
+    stages = dict(flat=nn.Flatten(), stage1=nn.Linear(64, 16), norm=nn.BatchNorm1d(16), drop=nn.Dropout(0.2))
+    return nn.Sequential(OrderedDict(**stages, head=nn.Linear(16, 10))).double()
 
 
 def three_steps(net, loss, batches, training=True, lr=0.5):
@@ -63,17 +72,17 @@ def moons(n, seed, noise):
     return torch.stack(x, 1) + noise * torch.randn(len(y), 2, generator=g), y
 
 
-def spread(q):
+def quartiles(q):
     """A measured ratio as text, 'median (low to high)'. q: dict(median, low, high), or None: 'not measured'."""
     return f"{q['median']:.2f} ({q['low']:.2f} to {q['high']:.2f})" if q else "not measured"
 
 
-def train_here(table, label=None, **shorter):
+def train_here(table, label=None, hyper=None, **shorter):
     """Train runs of a table on this machine, beside the records: a list of (row, record).
 
     The environment variable IMBOOK_TRAIN decides: '0' trains nothing, 'all' every run of the table on whatever device
     there is; without it the first run of the row `label` (default: the first row) where there is a CUDA device, with
-    the fields of its protocol in `shorter` replaced. A missing data set is downloaded. Shows a progress bar per run.
+    the fields of its protocol in `shorter` and some of its hyper-parameters replaced. A missing data set is downloaded. Shows a progress bar per run.
     """
     from imbook import data
     from imbook.experiments import run
@@ -82,7 +91,8 @@ def train_here(table, label=None, **shorter):
     queue = table.runs()
     if wanted != "all":
         row, seeds = next((r, s) for r, s in queue if label in (None, r.label))
-        queue = [(replace(row, protocol=replace(row.protocol, **shorter)), seeds)] if cuda and wanted != "0" else []
+        short = replace(row, protocol=replace(row.protocol, **shorter), hyper=row.hyper | (hyper or {}))
+        queue = [(short, seeds)] if cuda and wanted != "0" else []
     if not queue:
         print("Nothing is trained here: the tables read the committed records.")
     made = []
