@@ -214,6 +214,9 @@ def test_unknown_attributes_of_deepfashion_are_refused_or_counted_as_no(fashion)
         ("Eval/list_eval_partition.txt", [f"{PICTURES[0]} query"], None, "query: the part is not train, val or test"),
         ("Eval/list_eval_partition.txt", [f"{PICTURES[0]} train", f"{PICTURES[0]} test"], None, "no labels left"),
         ("Eval/list_eval_partition.txt", [f"{PICTURES[0]} train"], None, "has no picture of val, test"),
+        ("Eval/list_eval_partition.txt", [PICTURES[0]], None, "partition.txt is damaged in row 1 .* not two fields"),
+        ("Anno/list_category_img.txt", [f"{PICTURES[0]} two"], None, "has category two"),
+        ("Anno/list_attr_img.txt", [], "many", "list_attr_img.txt is damaged in row 1 .*: unpack the set again"),
     ],
 )
 def test_lists_of_deepfashion_that_do_not_fit(fashion, name, rows, number, message):
@@ -234,6 +237,19 @@ def test_what_deepfashion_does_not_have(fashion):
     (root / "deepfashion/Eval/list_eval_partition.txt").unlink()
     with pytest.raises(FileNotFoundError, match="list_eval_partition.txt is not there: set IMBOOK_DATA"):
         attributes.load_deepfashion(root, size=4)
+
+
+def test_a_list_of_deepfashion_that_is_no_text(fashion):
+    root, _, _ = fashion
+    for content in (b"", b"1\nnames\n\xff\xfe"):
+        (root / "deepfashion/Anno/list_attr_cloth.txt").write_bytes(content)
+        with pytest.raises(ValueError, match="list_attr_cloth.txt is damaged in row 1"):
+            attributes.load_deepfashion(root, size=4)
+
+
+def test_a_tilde_is_the_home(celeba, fashion, monkeypatch):
+    monkeypatch.setenv("HOME", str(celeba[0]))
+    assert attributes.load_celeba("~", size=4)[0].x.shape == attributes.load_deepfashion("~", size=4)[0].x.shape
 
 
 # CSV

@@ -1,8 +1,17 @@
 """Data: profiles, splits, refusals, missing and damaged sets, batches against torchvision's loader."""
 
 import hashlib
+import http.client
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,6 +293,86 @@ def test_a_download_is_checked_before_it_appears(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+BREAKS = [
+    http.client.IncompleteRead(b"half", 100),
+    http.client.BadStatusLine("nonsense"),
+    urllib.error.URLError("no route"),
+    TimeoutError("timed out"),
+    EOFError("compressed file ended"),
+    zlib.error("invalid block type"),
+    tarfile.ReadError("unexpected end of data"),
+]
+
+
+@pytest.mark.parametrize("error", BREAKS, ids=repr)
+def test_whatever_breaks_off_a_download_is_a_connection_error(error, mirror, tmp_path, monkeypatch):
+    def breaks(source, root, train, download=False):
+        (root / "half").write_bytes(b"ha")
+        raise error
+
+    monkeypatch.setattr(data.official, "_torchvision", breaks)
+    with pytest.raises(ConnectionError, match=f"{type(error).__name__}: .*run again: python -m imbook data mnist"):
+        data.download("mnist", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [*BREAKS[4:], pickle.UnpicklingError("pickle data was truncated"), KeyError("data")])
+def test_whatever_a_damaged_file_raises_says_what_to_do(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.official, "_check", lambda name, root: None)
+    monkeypatch.setattr(data.official, "_torchvision", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(FileNotFoundError, match="cifar10 is missing or damaged .*python -m imbook data cifar10"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_library_that_is_missing_is_not_called_damage(mirror, tmp_path, monkeypatch):
+    missing = ModuleNotFoundError("No module named 'scipy'")
+    monkeypatch.setattr(data.official, "_torchvision", lambda *_, **__: (_ for _ in ()).throw(missing))
+    for use in (data.load, data.download):
+        with pytest.raises(ModuleNotFoundError, match="scipy"):
+            use("svhn", tmp_path)
+
+
+DOWNLOAD = """
+import sys, time
+from pathlib import Path
+from imbook.data import official
+
+def slow(source, root, train, download=False):
+    (root / "half").write_bytes(b"ha")
+    print("begun", flush=True)
+    time.sleep(60)
+
+official._torchvision = slow
+official.download("mnist", sys.argv[1])
+"""
+
+
+def test_what_a_killed_download_left_goes_at_the_next_one(mirror, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DOWNLOAD, tmp_path], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    (running,) = tmp_path.glob(".partial-*")
+    data.download("mnist", tmp_path)
+    assert (running / "half").exists(), "another process is still at work there"
+    process.kill()
+    process.wait()
+    (tmp_path / ".partial-older").mkdir()  # as earlier versions left them
+    assert len(list(tmp_path.glob(".partial-*"))) == 2
+    data.download("mnist", tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_without_locks_only_old_leftovers_go(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.official, "fcntl", None)
+    for name, age in ((".partial-new", 3600), (".partial-old", 90_000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, times=(time.time() - age,) * 2)
+    data.download("mnist", tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".partial-new", "MNIST"]
+
+
 def mat(folder, name, n, seed):
     """A made file in the form of SVHN's: X (32, 32, 3, N), y (N, 1) with 10 for the digit 0. Returns its md5."""
     from scipy.io import savemat
@@ -325,6 +414,8 @@ def test_svhn_that_is_not_there_is_refused(tmp_path):
 def test_the_data_root_is_the_variable_or_the_cache(monkeypatch):
     monkeypatch.setenv("IMBOOK_DATA", "/somewhere")
     assert data.data_root() == Path("/somewhere")
+    monkeypatch.setenv("IMBOOK_DATA", "~/somewhere")
+    assert data.data_root() == Path.home() / "somewhere"
     monkeypatch.delenv("IMBOOK_DATA")
     assert data.data_root() == Path.home() / ".cache/imbook"
 
