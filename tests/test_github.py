@@ -125,7 +125,7 @@ def actionlint(tmp_path_factory):
 
 
 def test_actionlint_finds_nothing_but_what_is_wrong(actionlint, tmp_path):
-    """Without an argument both look at all workflows; of several arguments the npm package would see the first alone."""
+    """Without an argument both look at all workflows; of several the npm package would see the first alone."""
     done = subprocess.run([actionlint], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode and "No workflow" not in done.stdout, done.stdout + done.stderr
     wrong = tmp_path / "wrong.yml"
