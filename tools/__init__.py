@@ -1,0 +1,1 @@
+"""Commands and scripts of the project; not part of the package."""
