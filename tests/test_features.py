@@ -28,6 +28,15 @@ def test_features_are_what_the_head_sees():
         assert torch.equal(embed(net, train, "input"), train.normalise(train.x).flatten(1))
 
 
+def test_embedding_is_in_evaluation_mode_and_leaves_no_trace():
+    net, (train, _) = toys.net(), sets()
+    net.stage1.eval()  # as where a part is frozen
+    before, modes = {k: v.clone() for k, v in net.state_dict().items()}, [m.training for m in net.modules()]
+    z = embed(net, train)
+    assert toys.same(before, net.state_dict()) and modes == [m.training for m in net.modules()] and not z.requires_grad
+    assert torch.equal(z, embed(net.eval(), train))
+
+
 def test_what_is_not_finite_is_named():
     net, (train, _) = toys.net().eval(), sets()
     plain = train.normalise

@@ -10,13 +10,20 @@ from imbook.nets import features
 from imbook.train import Method
 
 
+@torch.no_grad()
 def embed(net, batches, stage=None):
-    """The features of all samples in order, flat: (N, D).
+    """The features of all samples in order, in evaluation mode, flat: (N, D); modes are put back.
 
     stage: any stage of the network (see `imbook.nets`), default what the classifier is given. ValueError that names the
     samples whose features are not finite.
     """
-    z = torch.cat([features(net, x, stage).flatten(1) for x, _, _ in batches.plain()])
+    modes = {m: m.training for m in net.modules()}
+    net.eval()
+    try:
+        z = torch.cat([features(net, x, stage).flatten(1) for x, _, _ in batches.plain()])
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
     bad = (~z.isfinite().all(1)).nonzero().flatten()
     if len(bad):
         what = "features" if batches.inputs(bad).isfinite().all() else "inputs"
