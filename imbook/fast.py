@@ -145,12 +145,12 @@ class Step:
     def check(self, i, counters):
         """One step under `Watch`, which leaves nothing behind; returns what it adds to each of the counters.
 
-        `CaptureError` naming each operation for which the host would wait. Under a watch nothing is compiled: what is
-        captured afterwards runs without it.
+        `CaptureError` naming each operation for which the host would wait. Nothing can be compiled under a watch, so
+        what is captured afterwards runs without it.
         """
         before = counters.read()
         with self.untouched():
-            with Watch() as watch:
+            with torch.compiler.set_stance("force_eager"), Watch() as watch:
                 self.run(i)
             after = counters.read()
         if watch.waits:

@@ -36,14 +36,15 @@ def describe(net, device, precision=None):
     if device.type != "cuda":
         return f"plain loop on {device.type}" + (f", {precision}" if precision else "")
     tf32 = torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
-    parts = {
-        "cuda graph": True,
-        "channels_last": precision in HALF or any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters()),
-        "tf32": tf32 and torch.cuda.get_device_capability(device) >= (8, 0),
-        str(precision): precision in HALF,
-        "compiled blocks": compiles(net, device, precision),
-    }
-    return ", ".join(name for name, on in parts.items() if on)
+    last = precision in HALF or any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
+    parts = (
+        ("cuda graph", True),
+        ("channels_last", last),
+        ("tf32", tf32 and torch.cuda.get_device_capability(device) >= (8, 0)),
+        (precision, precision in HALF),
+        ("compiled blocks", compiles(net, device, precision)),
+    )
+    return ", ".join(name for name, on in parts if on)
 
 
 def compiles(net, device, precision):
@@ -77,7 +78,7 @@ def compiled_blocks(net, batch, backend="inductor"):
     """Within it the residual blocks of `net` (`imbook.nets.Block`) compute a training batch by compiled code.
 
     Only batches of the size `batch`: evaluation, smaller batches, and a block with a hook inside it stay as they are.
-    Blocks of equal shape share their code. Nothing compiles under a dispatch mode (such as `imbook.fast.Watch`).
+    Blocks of equal shape share their code. Nothing can be compiled under a dispatch mode (such as `imbook.fast.Watch`).
     """
     plain, blocks = Block.forward, [m for m in net.modules() if type(m) is Block]
     quick = torch.compile(plain, dynamic=False, fullgraph=True, backend=backend)

@@ -244,7 +244,7 @@ def test_the_forward_pass_on_a_pretended_gpu(name, changes):
             loss = step.method(step.net, x, y, i)
         assert loss.device.type == "cuda" and loss.shape == () and not watch.waits
         with Watch() as watch:
-            torch.tensor(1.0, device="cuda") + loss
+            torch.ones(()).to("cuda") + loss
         assert watch.waits == ["aten._to_copy.default"], "which is not blind to copies"
 
 
