@@ -1,6 +1,8 @@
 """Metrics from one confusion matrix (C, C), rows the true classes, and one score matrix (N, C).
 
-Chapter 01 says which of them lie.
+One rule for a class without samples: every metric of it is nan, and every mean leaves it out, as scikit-learn does when
+it is given the labels that occur. A class that has samples and is never predicted has precision, recall and F1 0.
+Chapter 01 says which of the metrics lie.
 """
 
 import torch
@@ -9,9 +11,14 @@ import torch
 def confusion(scores, y):
     """How often each true class (row) was predicted as each class (column): int64 (C, C).
 
-    scores: (N, C), or predicted classes (N,) with C the largest label of both + 1; y: int64 (N,). ValueError where a
-    label has no column in the scores.
+    scores: (N, C), or predicted classes (N,) with C the largest label of both + 1; y: int64 (N,). A class without
+    samples has a row of zeros. ValueError where there are no samples, a label has no column in the scores, or a score
+    is nan.
     """
+    if len(y) == 0:
+        raise ValueError("no samples: metrics need at least one")
+    if scores.is_floating_point() and scores.isnan().any():
+        raise ValueError(f"the scores of sample {int(scores.isnan().flatten(1).any(1).int().argmax())} are nan")
     if scores.ndim == 1:
         predicted, classes = scores, int(torch.maximum(scores.max(), y.max())) + 1
     else:
@@ -23,27 +30,35 @@ def confusion(scores, y):
 
 
 def accuracy(matrix):
-    """The share of samples predicted right: a float in [0, 1]."""
+    """The share of samples predicted right: a float in [0, 1]. Classes without samples have no part in it."""
     matrix = _float(matrix)
     return (matrix.diagonal().sum() / matrix.sum()).item()
 
 
 def recall(matrix):
-    """Recall of each class (its accuracy, or sensitivity): float64 (C,); nan where a class has no samples."""
+    """Recall per class (its accuracy, or sensitivity): float64 (C,); nan where a class has no samples."""
     matrix = _float(matrix)
     return matrix.diagonal() / matrix.sum(1)
 
 
 def precision(matrix):
-    """Precision of each class: float64 (C,); 0 where the class was never predicted (scikit-learn's convention)."""
+    """Precision per class: float64 (C,); 0 where a class is never predicted, nan where it has no samples."""
     matrix = _float(matrix)
-    return matrix.diagonal() / matrix.sum(0).clamp(min=1)
+    return _where_there_are_samples(matrix.diagonal() / matrix.sum(0).clamp(min=1), matrix)
 
 
 def f1(matrix):
-    """F1 of each class, the harmonic mean of precision and recall: float64 (C,); 0 where both are 0."""
+    """F1 per class, the harmonic mean of precision and recall: float64 (C,); nan where a class has no samples.
+
+    0 where precision and recall are 0.
+    """
     matrix = _float(matrix)
-    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1)
+    return _where_there_are_samples(2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1), matrix)
+
+
+def macro_f1(matrix):
+    """Mean F1 over the classes that have samples: a float in [0, 1]."""
+    return f1(matrix).nanmean().item()
 
 
 def balanced_accuracy(matrix):
@@ -52,7 +67,9 @@ def balanced_accuracy(matrix):
 
 
 def g_mean(matrix):
-    """Geometric mean of the recalls: a float in [0, 1], 0 as soon as one class is never found.
+    """Geometric mean of the recalls of the classes that have samples: a float in [0, 1].
+
+    0 as soon as one of them is never found.
 
     Source: Kubat and Matwin 1997.
     """
@@ -61,10 +78,10 @@ def g_mean(matrix):
 
 
 def auprc(scores, y):
-    """Area under each class's precision-recall curve, one against the rest, as average precision: float64 (C,).
+    """Area under the precision-recall curve per class, one against the rest, as average precision: float64 (C,).
 
     scores: (N, C), comparable from sample to sample: probabilities, not logits (these are defined only up to a constant
-    a sample). y: (N,); nan where a class has no samples. Computed by scikit-learn.
+    per sample). y: (N,); nan where a class has no samples. Computed by scikit-learn.
     """
     from sklearn.metrics import average_precision_score
 
@@ -82,7 +99,7 @@ def calibration_error(scores, y, bins=15):
     """Expected calibration error of the softmax of the scores: a float in [0, 1].
 
     scores: logits (N, C); y: (N,); equally wide bins of confidence; the mean over samples of |accuracy - confidence|
-    a bin. Source: Guo et al. 2017, equation 3.
+    per bin. No mean over classes, so one without samples has no part in it. Source: Guo et al. 2017, equation 3.
     """
     confidence, predicted = scores.double().softmax(1).max(1)
     right = (predicted == y).double()
@@ -94,17 +111,22 @@ def calibration_error(scores, y, bins=15):
 def summary(scores, y):
     """All single numbers of this module for one label.
 
-    accuracy, balanced_accuracy, macro_f1, g_mean, macro_auprc, calibration_error.
+    accuracy, balanced_accuracy, macro_f1, g_mean, macro_auprc, calibration_error. Means over classes leave out those
+    without samples. ValueError as for `confusion`.
     """
     matrix = confusion(scores, y)
     return {
         "accuracy": accuracy(matrix),
         "balanced_accuracy": balanced_accuracy(matrix),
-        "macro_f1": f1(matrix).mean().item(),
+        "macro_f1": macro_f1(matrix),
         "g_mean": g_mean(matrix),
         "macro_auprc": auprc(scores.softmax(1), y).nanmean().item(),
         "calibration_error": calibration_error(scores, y),
     }
+
+
+def _where_there_are_samples(values, matrix):
+    return torch.where(matrix.sum(1) > 0, values, torch.nan)
 
 
 def _float(matrix):

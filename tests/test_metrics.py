@@ -93,6 +93,55 @@ def test_a_class_without_samples():
     assert math.isfinite(metrics.summary(scores, y)["macro_auprc"])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_absent_classes_against_scikit_learn(seed):
+    """Classes 1 and 4 of 6 have no samples; some predictions name them all the same."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.tensor([0, 2, 3, 5])[torch.randint(4, (60,), generator=g)]
+    scores = torch.randn(60, 6, generator=g) + torch.eye(6)[y]
+    predicted, there = scores.argmax(1), [0, 2, 3, 5]
+    assert (predicted == 1).any() and (predicted == 4).any()
+    matrix, summary = metrics.confusion(scores, y), metrics.summary(scores, y)
+    known = reference.precision_recall_fscore_support(y, predicted, labels=there, zero_division=0)
+    for metric, expected in zip((metrics.precision, metrics.recall, metrics.f1), known):
+        assert metric(matrix)[there].tolist() == pytest.approx(expected.tolist())
+        assert metric(matrix)[[1, 4]].isnan().all()
+    assert summary["macro_f1"] == pytest.approx(reference.f1_score(y, predicted, labels=there, average="macro"))
+    with pytest.warns(UserWarning, match="not in y_true"):
+        assert summary["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(y, predicted))
+    p = scores.softmax(1)
+    area = [reference.average_precision_score((y == c).numpy(), p[:, c].numpy()) for c in there]
+    assert metrics.auprc(p, y)[there].tolist() == pytest.approx(area)
+    assert summary["macro_auprc"] == pytest.approx(sum(area) / 4)
+    assert summary["g_mean"] == pytest.approx(math.prod(known[1]) ** 0.25)
+    assert summary["accuracy"] == pytest.approx(reference.accuracy_score(y, predicted))
+
+
+def test_right_on_the_two_classes_that_are_there():
+    """Three of five classes are absent, and every prediction is right."""
+    summary = metrics.summary(torch.eye(5)[:2] * 9, torch.tensor([0, 1]))
+    assert summary["macro_f1"] == reference.f1_score([0, 1], [0, 1], average="macro") == 1.0
+    assert summary["accuracy"] == summary["balanced_accuracy"] == summary["g_mean"] == summary["macro_auprc"] == 1.0
+
+
+def test_what_has_no_metric_is_refused():
+    with pytest.raises(ValueError, match="no samples: metrics need at least one"):
+        metrics.summary(torch.ones(0, 3), torch.ones(0, dtype=torch.int64))
+    scores = torch.eye(3)
+    scores[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="the scores of sample 1 are nan"):
+        metrics.summary(scores, torch.arange(3))
+    assert metrics.confusion(scores.nan_to_num(-torch.inf), torch.arange(3)).diagonal().tolist() == [1, 1, 1]
+
+
+def test_the_rule_for_absent_classes_is_in_every_docstring():
+    public = [f for name, f in vars(metrics).items() if callable(f) and not name.startswith("_")]
+    assert len(public) == 11
+    for f in public:
+        text = " ".join(f.__doc__.split())
+        assert any(words in text for words in ("without samples", "no samples", "have samples")), f.__name__
+
+
 def test_a_class_that_is_never_predicted():
     matrix = metrics.confusion(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 1]))
     assert matrix.tolist() == [[1, 0], [2, 0]]
