@@ -51,10 +51,11 @@ def reproduction(paper, values):
     """
     if paper is None:
         return "not available"
-    if not len(values):
+    values = pd.Series(values, dtype=float).dropna()
+    if values.empty:
         return "pending"
-    values = pd.Series(values, dtype=float)
-    mean, half, gap = values.mean(), _half_width(values), abs(values.mean() - paper)
+    mean, half = values.mean(), _half_width(values)
+    gap = round(abs(mean - paper), 6)  # 42.67 is one point from 41.67
     said = "reproduced" if gap <= 1 else f"within {math.ceil(gap)} points" if gap <= 3 else "not reproduced"
     return f"{said} (n too small)" if len(values) < 3 else f"{said} ({mean - half:.1f} to {mean + half:.1f})"
 
@@ -64,15 +65,16 @@ def versus(table, runs, baseline, metric=None, extra=(), digits=1):
 
     runs: its `frame`. Columns: n, mean and sd of the metric (default: the table's), the mean of each column in `extra`,
     then difference, low, high, p_holm and verdict of `compare`. A row without runs has n 0 and the verdict 'pending'.
-    Numbers are rounded to `digits`, p to three.
+    Numbers are rounded to `digits`, p to three. ValueError for stale runs.
     """
-    metric, by = metric or table.metric, runs.groupby("label", sort=False)
+    metric, by = metric or table.metric, fresh(runs).groupby("label", sort=False)
     shown = pd.DataFrame({"n": by.size(), "mean": by[metric].mean(), "sd": by[metric].std()})
     for column in extra:
         shown[column] = by[column].mean()
-    if {baseline} < set(runs["label"]):
-        shown = shown.join(compare(runs, baseline, metric).drop(columns=["n", "p", "resolves"]))
-    shown = shown.reindex(list(dict.fromkeys(row.label for row in table.rows))).fillna({"n": 0})
+    compared = ["difference", "low", "high", "p_holm", "verdict"]
+    differences = compare(runs, baseline, metric)[compared] if {baseline} < set(runs["label"]) else pd.DataFrame()
+    shown = shown.join(differences.reindex(columns=compared)).astype({"verdict": object})
+    shown = shown.reindex([row.label for row in table.rows]).fillna({"n": 0})
     shown.loc[shown["n"] == 0, "verdict"] = "pending"
     numbers = ["mean", "sd", *extra, "difference", "low", "high"]
     return shown.astype({"n": int}).round(dict.fromkeys(numbers, digits) | {"p_holm": 3})
@@ -167,8 +169,9 @@ def _paired(d):
 
 
 def _holm(p):
+    """Holm's correction, in the order of p: the k-th smallest of m times m - k + 1, never falling, at most 1."""
     by_p = p.sort_values()
-    return (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)
+    return (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)[p.index]
 
 
 def claim_verdict(n, low, high, p_holm):

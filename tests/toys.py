@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from imbook import data, nets
+from imbook import data, nets, records
+from imbook.methods import METHODS
 from imbook.rows import Row, Split, Table
 from imbook.tables.common import together
 from imbook.train import Protocol
@@ -55,3 +56,26 @@ def table(seeds=2, methods=("CrossEntropy", "Weighted"), **changes):
     """A table on the embedded digits whose runs take a moment."""
     protocol, split = replace(QUICK, **changes), Split("digits", ratio=10, n_max=40, order="seed")
     return Table("Quick", tuple(Row(m, split, "mlp", protocol, m) for m in methods), together(seeds))
+
+
+def record(row, seeds, accuracy=0.5, **changes):
+    """A record as `run` makes them, without a run: every metric is the same number."""
+    names = "accuracy balanced_accuracy macro_f1 g_mean macro_auprc calibration_error".split()
+    curve = [dict(epoch=e, lr=0.1, loss=1 / e, seconds=e, train=[1, 0.5], test=[accuracy, 0]) for e in (1, 2)]
+    return {
+        "key": row.key(seeds),
+        "dry": False,
+        **row.identity(seeds),
+        "n": [40, 10],
+        "metrics": dict.fromkeys(names, accuracy),
+        "confusion": [[[40, 10], [25, 25]]],
+        "curve": curve,
+        "seconds": 3.6,
+        "method_version": METHODS[row.method].version,
+        "device": "a processor",
+        "threads": 1,
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "source": records.source_hash(),
+        "time": "2026-01-02T03:04:05+00:00",
+        **changes,
+    }

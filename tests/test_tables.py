@@ -1,0 +1,207 @@
+"""What the book declares: the stored listing of all runs, rows that can be drawn and run, the queue, the claims."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import renew_tables
+import torch
+import toys
+
+from imbook import data, experiments, records, tables
+from imbook.tables import CHAPTERS, MILLISECONDS, QUEUE, TABLES, check_name
+from imbook.tables.mfw import mfw_claims
+from imbook.tables.side_by_side import common_claims
+from imbook.workers import Request, missing
+
+SEEDS = dict(order=0, draw=1, train=2)
+ROWS = {(name, row.label): row for name, table in TABLES.items() for row in table.rows}
+
+
+def test_labels_of_a_table_are_its_own():
+    for table in TABLES.values():
+        labels = [row.label for row in table.rows]
+        assert len(set(labels)) == len(labels), table.title
+        assert table.metric in ("accuracy", "balanced_accuracy", "macro_f1", "g_mean", "macro_auprc")
+
+
+def test_every_named_fact_is_known():
+    known = records.facts()
+    assert all(row.fact in known for row in ROWS.values() if row.fact)
+    for name, fact in known.items():
+        assert {"value", "mark", "source"} <= set(fact) and fact["mark"] in "PSCR", name
+
+
+def test_what_is_declared_is_what_is_listed():
+    """A key that changes by mistake loses every record made under it."""
+    listed, found = json.loads(renew_tables.LISTING.read_text()), renew_tables.declared(TABLES)
+    changed = sorted(name for name in {**listed, **found} if listed.get(name) != found.get(name))
+    assert list(listed) == list(found) and not changed, (
+        f"{', '.join(changed) or 'the order'}: keys, labels, titles, devices or metrics are others than in "
+        f"{renew_tables.LISTING.name}. If that is meant: python tests/renew_tables.py"
+    )
+
+
+def test_a_changed_key_is_noticed(declared):
+    name, table = next(iter(TABLES.items()))
+    before = renew_tables.declared({name: table})[name]
+    changes = [dict(title="x"), dict(device="cuda"), dict(metric="accuracy"), dict(seeds=table.seeds[:1]),
+               dict(rows=table.rows[::-1]), dict(rows=(replace(table.rows[0], label="x"), *table.rows[1:])),
+               dict(rows=(replace(table.rows[0], net="lenet"), *table.rows[1:]))]  # fmt: skip
+    after = [renew_tables.declared({name: replace(table, **change)})[name] for change in changes]
+    assert len({before, *after}) == len(changes) + 1
+
+
+def test_each_chapter_s_tables_are_in_one_file_of_its_own():
+    from importlib import import_module
+
+    files = {p.stem for p in Path(tables.__file__).parent.glob("*.py")} - {"__init__", "common"}
+    assert set(CHAPTERS) == files
+    assert [name for chapter in CHAPTERS for name in import_module(f"imbook.tables.{chapter}").TABLES] == list(TABLES)
+
+
+def test_a_name_that_is_not_there_gets_the_nearest():
+    assert check_name("digits", TABLES) == "digits"
+    with pytest.raises(ValueError) as error:
+        check_name("fashio-seeds", TABLES)
+    assert "'fashio-seeds': did you mean fashion-seeds" in str(error.value) and len(str(error.value)) < 200
+    with pytest.raises(ValueError, match="no table is named '§': `python -m imbook list` names all"):
+        check_name("§", TABLES)
+
+
+# The queue
+
+
+class Labels:
+    """A data set of which only the labels are there: as many of each class as the official set has, in mixed order."""
+
+    def __init__(self, name):
+        classes, size = {"cifar10": (10, 5000), "cifar100": (100, 500), "svhn": (10, 4000)}[name]
+        mixed = torch.randperm(classes * size, generator=torch.Generator().manual_seed(0))
+        self.y, self.classes = (torch.arange(classes * size) % classes)[mixed], tuple(map(str, range(classes)))
+
+
+@pytest.fixture
+def without_data(monkeypatch):
+    monkeypatch.setattr(experiments, "_load", lambda name: (Labels(name), None))
+    experiments._class_sizes.cache_clear()
+    yield
+    experiments._class_sizes.cache_clear()
+
+
+def test_a_part_of_the_queue_takes_eight_minutes_at_most(without_data, tmp_path):
+    """By the steps of its runs, whatever has been run before; as declared, and as the formula of its split says."""
+    for name in QUEUE:
+        jobs, minutes = missing(Request((name,), tmp_path), have={}), 0
+        for job in jobs:
+            split, protocol = job.row.split, job.row.protocol
+            count = experiments.steps(job.row)
+            if split.profile == "long_tailed" and job.row.method not in ("DOS", "OverSampling"):
+                classes = {"cifar10": 10, "cifar100": 100}[split.data]
+                images = sum(data.long_tailed_counts(split.n_max, split.ratio, classes))
+                images += classes * split.valid * split.train_on_valid
+                assert abs(count / protocol.epochs - images / protocol.batch) <= 1, job
+            minutes += count * MILLISECONDS[protocol.batch] / 60_000
+        assert 0 < minutes <= 8, f"{name}: {minutes:.1f} minutes"
+
+
+def test_a_part_of_the_queue_names_rows_and_seeds_that_are_there(tmp_path):
+    """Every one of them is a run of its own: no label stands for the run of another, no run is in two parts."""
+    seen = set()
+    for name, pieces in QUEUE.items():
+        asked = 0
+        for table, sets, labels in pieces:
+            assert TABLES[table].device == "cuda" and max(sets) < len(TABLES[table].seeds)
+            there = [row.label for row in TABLES[table].rows]
+            assert set(labels) <= set(there), (name, set(labels) - set(there))
+            asked += len(sets) * len(labels or there)
+        runs = {job.row.key(job.seeds) for job in missing(Request((name,), tmp_path), have={})}
+        assert len(runs) == asked and not runs & seen, name
+        seen |= runs
+
+
+def test_the_first_parts_answer_the_first_questions():
+    for name, table in (("part-1", "cdb-cifar100-100"), ("part-2", "methods-cifar10-lt-100")):
+        ((found, _, labels),) = QUEUE[name]
+        assert found == table and "cross entropy" in labels
+    assert {"CDB, tau 1", "CDB, dynamic tau"} <= set(QUEUE["part-1"][0][2])
+    assert "logit adjustment" in QUEUE["part-2"][0][2]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_caption_says_what_varies(name):
+    """The class order of a split by index does not vary, whatever the seeds; nor does a draw by file order."""
+    table = TABLES[name]
+    caption = table.caption()
+    assert caption.startswith(f"{table.title}: {table.metric.replace('_', ' ')} in per cent, mean and sd over ")
+    assert f" {len(table.seeds)} set" in caption
+    varied, _, fixed = table.varied().partition("; the same in all runs: ")
+    for seed, words in (("order", "class order"), ("draw", "draw of the images"), ("train", "training")):
+        used = seed == "train" or any(getattr(row.split, seed) == "seed" for row in table.rows)
+        varies = used and len({seeds[seed] for seeds in table.seeds}) > 1
+        assert (words in varied) == varies and (words in fixed) == (not varies), words
+
+
+# Splits and claims
+
+
+def test_tables_on_one_split_share_their_runs():
+    found = lambda name: {row.key(SEEDS): row.label for row in TABLES[name].rows}  # noqa: E731
+    for data_set in ("cifar10", "cifar100"):
+        for profile in ("lt", "step"):
+            shared = found(f"methods-{data_set}-{profile}-100")
+            crl = set(found(f"crl-{data_set}-{profile}-100"))
+            assert {shared[k] for k in crl & set(shared)} == {
+                "cross entropy", "deferred re-weighting", "CRL, class, relative"
+            }  # fmt: skip
+        dos = set(found(f"dos-abstract-{data_set}-lt-100"))
+        shared = found(f"methods-{data_set}-lt-100")
+        assert {shared[k] for k in dos & set(shared)} == {"cross entropy", "DOS, k = 5"}
+    of_chapters = set().union(*(found(f"{chapter}-cifar10") for chapter in ("crl", "cdb", "dos", "mfw")))
+    assert {label for k, label in found("methods-cifar10").items() if k not in of_chapters} == {"logit adjustment"}
+    of_chapters = set().union(*(found(name) for name in ("crl-fashion", "cdb-fashion", "mfw-fashion-lt-100")))
+    new = {label for key, label in found("methods-fashion").items() if key not in of_chapters}
+    assert new == {"DOS, k = 5", "over-sampling, as often as DOS"}
+
+
+@cache
+def official(name):
+    return (data.load("digits") if name == "digits" else toys.real(name))[0]
+
+
+@pytest.mark.parametrize("split", sorted({row.split for row in ROWS.values()}, key=str), ids=str)
+def test_the_split_of_every_row(split):
+    """From the labels alone: training and validation are disjoint, validation balanced, the profile as asked."""
+    images = official(split.data)
+    if split.profile == "pair":
+        images = images.only(split.classes)
+    train, valid = split.indices(images.y, SEEDS)
+    n = data.counts(images.y[train], len(images.classes))
+    if valid is None:
+        valid = torch.tensor([], dtype=torch.int64)
+    else:
+        assert data.counts(images.y[valid]).tolist() == [split.valid] * len(images.classes)
+    overlap = torch.isin(valid, train)
+    assert overlap.all() if split.train_on_valid else not overlap.any()
+    assert len(train.unique()) == len(train)
+    n = sorted((n - (split.valid if split.train_on_valid else 0)).tolist(), reverse=True)
+    if split.profile == "long_tailed":
+        assert n == data.long_tailed_counts(split.n_max, split.ratio, len(n))
+    if split.profile == "pair":
+        assert n == [int(split.n_max * split.share + 1e-9), split.n_max - int(split.n_max * split.share + 1e-9)]
+
+
+@pytest.mark.parametrize("claims", [mfw_claims(), common_claims()], ids=["chapter 07", "common tables"])
+def test_every_claim_names_rows_that_are_run_with_enough_seeds(claims):
+    together = Counter((claim.number, claim.terms[0][1]) for claim in claims)
+    for (_, table), size in together.items():  # else no result could pass the corrected test
+        assert size * 2 / 2 ** len(TABLES[table].seeds) < 0.05
+    for claim in claims:
+        for _, table, label, column, *when in claim.terms:
+            rows = {row.label: row for row in TABLES[table].rows}
+            assert label in rows and len(TABLES[table].seeds) >= 6, claim
+            assert (rows[label].instrument is not None) == bool(when), claim
+            assert when in ([], ["early"], ["all"], ["last"]) and bool(when) != (column == "balanced_accuracy"), claim
