@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from imbook import data, nets
+from imbook import nets
 from imbook.methods import METHODS
 from imbook.train import Protocol, evaluate, fit
 
 PAGE = (Path(__file__).parents[1] / "book/own-loop.md").read_text()
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-SECTIONS = {name: BLOCK.findall(text) for name, text in re.findall(r"^#+ (.*?)\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.M)}
+PARTS = re.findall(r"^#+ (.*?)\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+SECTIONS = {name: BLOCK.findall(text) for name, text in PARTS}
 SETUP = next(iter(SECTIONS.values()))[0]
 RUN = Protocol("own loop", epochs=3, batch=32, lr=0.02, weight_decay=0.0)
 DRAWN_APART = {"OverSampling", "DOSAbstract"}  # `update` draws random numbers, in `fit` from a generator of its own
