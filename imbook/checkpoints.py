@@ -5,24 +5,18 @@ A file is what torch.save writes, followed by 32 bytes, the sha256 of all before
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import torch
+
+from imbook import records
 
 
 def write(path, state):
     """Write `state`, a dict of tensors and plain data, to `path`: complete on the disk before it takes the name."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    records.write(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
 
 
 def read(path, device="cpu"):
