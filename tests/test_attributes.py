@@ -109,7 +109,7 @@ def test_celeba_below_the_data_root(celeba, monkeypatch):
 def test_the_example_of_the_book_runs(celeba, monkeypatch):
     monkeypatch.setenv("IMBOOK_DATA", str(celeba[0]))
     page = (Path(__file__).resolve().parents[1] / "book/data.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
     names = {}
     exec(example, names)
     assert [h.shape[1] for h in names["net"](torch.zeros(1, 3, 32, 32))] == [2, 2, 2]

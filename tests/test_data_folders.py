@@ -1,8 +1,10 @@
 """A reader's own pictures: one folder per class, a table, every mode that a picture may have, and all that is wrong."""
 
 import io
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +305,25 @@ def test_pictures_of_a_table_that_are_not_there(table, tmp_path):
         data.table(table(ROWS.replace("x y.bmp", "x y.png")))
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         data.table(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_the_examples_of_the_book_run(k, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        rows = ["file,species"]
+        for j, species in enumerate(("great tit", "wren")):
+            for name in (f"{species}/{n}.png" for n in range(3)):
+                picture(tmp_path / "birds" / part / name, seed=j)
+                rows.append(f"{part}/{name},{species}")
+        (tmp_path / f"birds/{part}.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "book/data.md").read_text()
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[k].replace("workers=4", "workers=1"), names)
+    x, y, i = next(iter(names["batches"]))
+    assert x.shape == (6, 3, 64, 64) and y.bincount().tolist() == [3, 3] == names["batches"].n.tolist()
+    if k < 2:
+        assert names["test"].mean == names["train"].mean and names["test"].classes == ("great tit", "wren")
 
 
 def test_what_is_read_is_trained_on(root):

@@ -3,7 +3,6 @@
 import os
 import random
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -235,9 +234,9 @@ def _files(dataset):
         files = _files(dataset.dataset)
         return [files[i] for i in dataset.indices] if files else []
     samples = getattr(dataset, "samples", None) or ()
-    root = Path(getattr(dataset, "root", None) or os.sep)
-    paths = [Path(s[0]) for s in samples if isinstance(s, tuple | list) and isinstance(s[0], str | Path)]
-    return [p.relative_to(root).as_posix() if p.is_relative_to(root) else p.as_posix() for p in paths]
+    paths = [os.fspath(s[0]) for s in samples if isinstance(s, tuple | list) and isinstance(s[0], str | os.PathLike)]
+    root = os.path.join(os.fspath(getattr(dataset, "root", None) or ""), "")
+    return [path.removeprefix(root).replace(os.sep, "/") for path in paths]
 
 
 def _loader(reader, workers, device):
