@@ -10,7 +10,7 @@ import sys
 import torch
 from timing import clock, images, in_turn, ratio, spread, steps, write
 
-from imbook import data, nets, results
+from imbook import data, nets, records
 from imbook.methods import CDB, CrossEntropy
 from imbook.train import evaluate
 
@@ -64,7 +64,7 @@ def measure(make, channels, pixels, classes, size, held, batch, rounds, epochs):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path = sys.argv[1] if len(sys.argv) > 1 else results.RECORDS / "cost-cdb.json"
+    path = sys.argv[1] if len(sys.argv) > 1 else records.RECORDS / "cost-cdb.json"
     record = dict(settings={name: measure(*s) for name, s in SETTINGS.items()})
     write(record, path)
     for name, found in record["settings"].items():

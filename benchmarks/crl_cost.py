@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from timing import images, in_turn, spread, step_ratios, write
 
-from imbook import data, nets, results
+from imbook import data, nets, records
 from imbook.methods import CRL, CrossEntropy
 from imbook.methods.crl import FORMS, LEVELS, rectification
 
@@ -64,6 +64,6 @@ if __name__ == "__main__":
         features=FEATURES,
         quick=quick,
     )
-    write(record, paths[0] if paths else results.RECORDS / "cost-crl.json")
+    write(record, paths[0] if paths else records.RECORDS / "cost-crl.json")
     for name, found in record["steps"].items():
         print(name, {row: round(r["median"], 3) for row, r in found["ratio"].items()})

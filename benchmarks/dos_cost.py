@@ -10,7 +10,7 @@ import sys
 import torch
 from timing import images, in_turn, ratio, spread, steps, write
 
-from imbook import data, nets, results
+from imbook import data, nets, records
 from imbook.methods import DOS, CrossEntropy, DOSAbstract, OverSampling
 from imbook.methods.dos import nearest
 
@@ -76,7 +76,7 @@ def search():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path = sys.argv[1] if len(sys.argv) > 1 else results.RECORDS / "cost-dos.json"
+    path = sys.argv[1] if len(sys.argv) > 1 else records.RECORDS / "cost-dos.json"
     record = dict(search_seconds=search(), settings={name: measure(*s) for name, s in SETTINGS.items()})
     write(record, path)
     for name, found in record["settings"].items():

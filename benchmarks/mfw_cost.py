@@ -11,7 +11,7 @@ import sys
 import torch
 from timing import images, in_turn, ratio, spread, step_ratios, write
 
-from imbook import data, nets, results
+from imbook import data, nets, records
 from imbook.methods import CDT, MFW, CrossEntropy, ManifoldMixup, Mixup, Remix
 from imbook.train import Protocol, fit
 
@@ -54,7 +54,7 @@ if __name__ == "__main__":
         instruments=measure_instruments(3 if quick else 20),
         quick=quick,
     )
-    write(record, paths[0] if paths else results.RECORDS / "cost-mfw.json")
+    write(record, paths[0] if paths else records.RECORDS / "cost-mfw.json")
     for name, found in record["steps"].items():
         print(name, {row: round(r["median"], 3) for row, r in found["ratio"].items()})
     print("instruments", record["instruments"]["ratio"])

@@ -5,14 +5,18 @@ an eager loop with torch.optim.SGD, on the same images and the same network. All
 each, after twin and loop were found to give the same numbers. Then every method of the book, with what it does between
 two epochs.
 
-First table: the stages between the twin and the fast form, one change a row, each with its gain over the row before
-(the median of the ratios, round by round; its range in brackets).
+First table: the chain from the twin to the fast form, one change per row, each with its gain over the row before (the
+median of the ratios, round by round; its range in brackets).
 
-Second table, columns: milliseconds a step of the slow twin, of `fit` and of `fit(fast=True)` (on a CPU that is the
+Second table, columns: milliseconds per step of the slow twin, of `fit` and of `fit(fast=True)` (on a CPU that is the
 plain loop, and is not timed twice); the step over that of cross entropy, its range over the rounds in brackets; the
 share of the roofline: the least time that the step's arithmetic or its memory traffic takes, over the time measured.
 FLOP are counted by torch. Bytes are those of an unfused step: each operation, forward, backward and of the optimiser,
 reads its inputs and writes its outputs once. A fused step can therefore come out above 1.
+
+On a GPU also several processes at once, with and without the multi-process service (where it is installed):
+milliseconds per step of all of them together. With `--json` the file holds, whole, what was measured so far, after
+each row; with `--budget` the script stops when the time is spent.
 
 Numbers of different machines, or of a machine that does something else meanwhile, do not compare: ratios within one run
 do.
@@ -20,11 +24,17 @@ do.
 
 import argparse
 import copy
+import json
 import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -40,8 +50,10 @@ from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
 from imbook import data, fast, nets
+from imbook.data.batches import sizes
 from imbook.methods import METHODS, CrossEntropy
 from imbook.methods.crl import LEVELS
+from imbook.precision import best_precision
 from imbook.train import Protocol, fit
 
 BATCH = 128
@@ -57,20 +69,20 @@ def load(name, number):
         images, _ = data.load(name)
         source = name
     except FileNotFoundError:
-        channels, size = SHAPES[name]
-        g = torch.Generator().manual_seed(0)
-        x = torch.randint(0, 256, (number, channels, size, size), dtype=torch.uint8, generator=g)
-        y = torch.randint(0, 10, (number,), generator=g)
-        names = tuple(map(str, range(10)))
-        images, source = (
-            data.Images(x, y, names, (0.5,) * channels, (0.25,) * channels),
-            f"noise in the shape of {name}",
-        )
+        images, source = noise(name, number), f"noise in the shape of {name}"
     x, y = images.x, images.y
     if name == "digits":
         x, source = x.repeat_interleave(4, 2).repeat_interleave(4, 3), "digits, enlarged 4 times"
     some = torch.arange(number) % len(y)
     return replace(images, x=x[some], y=y[some]), source
+
+
+def noise(name, number):
+    channels, size = SHAPES[name]
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (number, channels, size, size), dtype=torch.uint8, generator=g)
+    names = tuple(map(str, range(10)))
+    return data.Images(x, torch.arange(number) % 10, names, (0.5,) * channels, (0.25,) * channels)
 
 
 def build(name, images):
@@ -144,29 +156,40 @@ class Written:
 class Ours:
     """The book's `fit` with `Batches`; one call trains two epochs and returns the seconds noted of the second.
 
-    The first warms up, and captures where `fast` is set; then variants: what is changed in `imbook.fast`.
+    The first warms up, and captures where `graph` is set; precision: see `fit`; blocks: whether residual blocks are
+    compiled where the precision says so; tf32: torch's switch for convolutions.
     """
 
-    def __init__(self, net, images, protocol, device, method=None, graph=False, **variants):
-        self.net, self.protocol, self.graph = copy.deepcopy(net), replace(protocol, epochs=2), graph
+    def __init__(
+        self, net, images, protocol, device, method=None, graph=False, precision=None, blocks=True, tf32=True
+    ):  # fmt: skip
+        self.net, self.protocol = copy.deepcopy(net), replace(protocol, epochs=2)
         self.train = data.Batches(images, None, protocol.batch, 0, protocol.crop, protocol.flip, device)
         self.valid = data.Batches(images, torch.arange(250), device=device)
-        self.method, self.variants = method or CrossEntropy(), {"HALF": False, "COMPILED": False} | variants
-        self.tf32 = self.variants.pop("tf32", True)
+        self.method, self.blocks, self.tf32 = method or CrossEntropy(), blocks, tf32
+        self.options, self.counted = dict(fast=graph, precision=precision), None
         if type(self.method).__name__ == "LDAM":
             self.net.head = nets.CosineHead(self.net.head.in_features, self.net.head.out_features)
 
+    @property
+    def steps(self):
+        """Training steps of the epoch that is timed."""
+        return len(sizes(self.method.visits(self.train.n, 1), self.train.batch))
+
     def __call__(self):
-        valid = self.valid if self.method.needs_valid else None
-        for name, value in self.variants.items():
-            setattr(fast, name, value)
+        valid, compiles = self.valid if self.method.needs_valid else None, fast.compiles
         torch.backends.cudnn.allow_tf32 = self.tf32
-        first, second = fit(self.net, self.method, self.train, valid, protocol=self.protocol, fast=self.graph)
-        torch.backends.cudnn.allow_tf32, fast.HALF, fast.COMPILED = True, False, False
+        fast.compiles = compiles if self.blocks else lambda *_: False
+        try:
+            first, second = fit(self.net, self.method, self.train, valid, protocol=self.protocol, **self.options)
+        finally:
+            torch.backends.cudnn.allow_tf32, fast.compiles = True, compiles
         return second["seconds"] - first["seconds"]
 
     def work(self):
-        """FLOP and bytes of a step (see above), of a network that was trained before."""
+        """FLOP and bytes of a step (see above), of a network that was trained before; counted once."""
+        if self.counted:
+            return self.counted
         optimiser = torch.optim.SGD(
             [*self.net.parameters(), *self.method.parameters()], 0.0, self.protocol.momentum, fused=True
         )
@@ -175,7 +198,8 @@ class Ours:
         step.run(i)  # the first makes the momentum
         with FlopCounterMode(display=False) as flop, Traffic() as traffic:
             step.run(i)
-        return flop.get_total_flops(), traffic.bytes
+        self.counted = flop.get_total_flops(), traffic.bytes
+        return self.counted
 
 
 class Traffic(TorchDispatchMode):
@@ -254,70 +278,143 @@ def furthest(gradients, expected):
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(gradients, expected) if b.norm() > 1e-6)
 
 
-def alternate(contestants, rounds):
-    """Seconds of each contestant, {name: list}: one warm-up each, then A B C ... A B C ..."""
-    seconds = {name: [] for name in contestants}
+class Spent(Exception):
+    """The time given by --budget is over."""
+
+
+class Limit:
+    """A time limit in seconds, None for none."""
+
+    def __init__(self, seconds):
+        self.end = math.inf if seconds is None else time.perf_counter() + seconds
+
+    def check(self):
+        if time.perf_counter() > self.end:
+            raise Spent
+
+
+def alternate(contestants, rounds, seconds, limit, keep):
+    """Add the seconds of each contestant to {name: list}: one warm-up each, then A B C ... A B C ...
+
+    keep() is called after each; `Spent` where the limit is over. What fails is taken out.
+    """
+    seconds |= {name: [] for name in contestants}
     for r in range(rounds + 1):
         for name, contestant in contestants.items():
+            if name not in seconds:
+                continue
+            limit.check()
             try:
-                spent = contestant() if name in seconds else None
-            except fast.CaptureError as error:  # what the others take is still worth knowing
+                spent = contestant()
+            except (fast.CaptureError, ValueError) as error:  # what the others take is still worth knowing
                 print(f"  {name}: not timed. {error}")
-                spent, seconds = None, {k: v for k, v in seconds.items() if k != name}
-            if r and spent is not None:
+                del seconds[name]
+                continue
+            if r:
                 seconds[name].append(spent)
-    return seconds
+                keep()
 
 
 def spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def time_network(name, images, protocol, rounds, method_rounds, device, peak, variants):
-    """The rows of a network, and all times: cross entropy by every loop, then every method."""
-    net, n, gpu = build(name, images), data.counts(images.y), device == "cuda"
+def loops_of(net, images, protocol, device):
+    """The loops that are timed with cross entropy, {name: contestant}."""
     ours = partial(Ours, net, images, protocol, device)
     loops = {f"twin, {w} workers": Twin(net, images, protocol, w, device) for w in (0, 1, 2)}
     loops["tensors"] = Written(net, images, protocol, device, torch.contiguous_format)
     if any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters()):
         loops["channels_last"] = Written(net, images, protocol, device, torch.preserve_format)
     loops["plain"] = ours()
-    if gpu:
+    if device == "cuda":
+        half = best_precision(device)
         loops |= {"plain, without TF32": ours(tf32=False), "fast": ours(graph=True)}
-    if gpu and variants:
-        loops |= {
-            "fast, bfloat16": ours(graph=True, HALF=True),
-            "fast, compiled": ours(graph=True, COMPILED=True),
-            "fast, bfloat16, compiled": ours(graph=True, HALF=True, COMPILED=True),
-        }
-    seconds, steps = alternate(loops, rounds), -(-len(images.y) // protocol.batch)
-    twins = [who for who in seconds if who.startswith("twin")]
-    best = min(twins, key=lambda w: statistics.median(seconds[w]))
+        loops |= {"fast, half": ours(graph=True, precision=half, blocks=False)}
+        loops |= {"fast, half, compiled blocks": ours(graph=True, precision=half)}
+    return loops
+
+
+def time_loops(name, images, protocol, rounds, device, out, limit, keep):
+    """Cross entropy by every loop: seconds in out["loops"], the chain in out["chain"]."""
+    loops = loops_of(build(name, images), images, protocol, device)
+    seconds, steps = out.setdefault("loops", {}), -(-len(images.y) // protocol.batch)
+    out["steps"] = steps
+    if device == "cuda":
+        out["precision"] = best_precision(device)
+
+    def note():
+        twins = [who for who in seconds if who.startswith("twin") and seconds[who]]
+        out["best"] = min(twins, key=lambda w: statistics.median(seconds[w])) if twins else None
+        out["chain"] = chain_of(name, seconds, out["best"], steps)
+        keep()
+
+    alternate(loops, rounds, seconds, limit, note)
     for who in seconds:
         ratio = spread([a / b for a, b in zip(seconds[who], seconds["plain"])])
-        print(f"  {who:25}{1000 * statistics.median(seconds[who]) / steps:9.3f} ms a step, {ratio} of the plain loop's")
-    stages = stages_of(name, seconds, best, steps)
+        print(f"  {who:28}{1000 * statistics.median(seconds[who]) / steps:9.3f} ms a step, {ratio} of the plain loop's")
 
+
+CHAIN = {  # the loops whose gain over the one before is a row of its own
+    "tensors": "images as tensors on the device, whole batches at once",
+    "channels_last": "channels_last",
+    "plain": "fused SGD, nothing waits: the book's loop",
+    "fast": "a step as one CUDA graph",
+    "fast, half": "half precision, channels_last",
+    "fast, half, compiled blocks": "residual blocks through torch.compile",
+}
+
+
+def chain_of(name, seconds, best, steps):
+    """From the best slow twin to the fastest loop: rows with milliseconds per step and the gain over the row before."""
+    chain = [who for who in (best, *CHAIN) if seconds.get(who)]
+    rows = []
+    for before, who in zip([None, *chain], chain):
+        gain = spread([a / b for a, b in zip(seconds[before], seconds[who])]) if before else "-"
+        ms = 1000 * statistics.median(seconds[who]) / steps
+        rows.append({"network": name, "row": CHAIN.get(who, f"slow {who}"), "ms a step": ms, "gain": gain})
+    return rows
+
+
+def time_methods(name, images, protocol, rounds, device, peak, out, limit, keep, table):
+    """Every method: milliseconds per step in out["methods"], rows in the table."""
+    net, n, gpu = build(name, images), data.counts(images.y), device == "cuda"
     makers = {m: make for m, make in METHODS.items() if m not in ("CRL", "CNNCL")}  # CNNCL trains as cross entropy
     makers |= {f"CRL, {level}": partial(METHODS["CRL"], level=level, alpha=0.5) for level in LEVELS}
     makers |= {m: partial(METHODS[m], start=0, every=2) for m in ("DOS", "DOSAbstract")}  # within a round
     kinds = ("plain", "fast") if gpu else ("plain",)
-    methods = {(m, kind): ours(make(n), kind == "fast") for m, make in makers.items() for kind in kinds}
-    spent = alternate(methods, method_rounds) if method_rounds else {}
-    each = {who: [1000 * s / len(methods[who].train) for s in some] for who, some in spent.items()}
-    rows = []
-    for m in (m for m in makers if (m, "plain") in each):
-        plain, quick = each[m, "plain"], each.get((m, "fast"))
-        over = [a / b for a, b in zip(quick or plain, each["CrossEntropy", kinds[-1]])]
-        flop, moved = methods[m, "plain"].work()
+    methods = {
+        f"{m}, {kind}": Ours(net, images, protocol, device, make(n), kind == "fast")
+        for m, make in makers.items()
+        for kind in kinds
+    }
+    seconds, others = {}, [row for row in table if row["network"] != name]
+
+    def note():
+        out["methods"] = {who: [1000 * s / methods[who].steps for s in some] for who, some in seconds.items() if some}
+        table[:] = others + rows_of(name, makers, methods, out, protocol, peak, kinds[-1])
+        keep()
+
+    alternate(methods, rounds, seconds, limit, note)
+
+
+def rows_of(name, makers, methods, out, protocol, peak, kind):
+    """The rows of the second table: of the methods that were timed, and cross entropy with them."""
+    each, rows = out["methods"], []
+    if f"CrossEntropy, {kind}" not in each:
+        return rows
+    for m in (m for m in makers if f"{m}, {kind}" in each):
+        plain, quick = each[f"{m}, plain"], each.get(f"{m}, fast")
+        over = [a / b for a, b in zip(quick or plain, each[f"CrossEntropy, {kind}"])]
+        flop, moved = methods[f"{m}, plain"].work()
         floor = 1000 * max(flop / peak[0], moved / peak[1]) / 1e12 if peak else float("nan")
-        twin = statistics.median(seconds[best]) * 1000 / steps if m == "CrossEntropy" else float("nan")
+        twin = 1000 * statistics.median(out["loops"][out["best"]]) / out["steps"] if out.get("best") else float("nan")
         rows.append(
             {
                 "network": name,
                 "batch": protocol.batch,
                 "method": m,
-                "slow twin": twin,
+                "slow twin": twin if m == "CrossEntropy" else float("nan"),
                 "plain": statistics.median(plain),
                 "fast": statistics.median(quick) if quick else "plain loop",
                 "plain/fast": statistics.median(a / b for a, b in zip(plain, quick)) if quick else float("nan"),
@@ -327,61 +424,83 @@ def time_network(name, images, protocol, rounds, method_rounds, device, peak, va
                 "roofline": floor / statistics.median(quick or plain),
             }
         )
-    times = {"loops": seconds, "steps": steps, "best": best, "stages": stages}
-    return rows, {**times, "methods": {", ".join(w): v for w, v in each.items()}}
-
-
-STAGES = {  # the loops whose gain over the one before is a stage of its own
-    "tensors": "images as tensors on the device, whole batches at once",
-    "channels_last": "channels_last",
-    "plain": "fused SGD, nothing waits: the book's loop",
-    "fast": "a step as one CUDA graph",
-}
-
-
-def stages_of(name, seconds, best, steps):
-    """From the best slow twin to the fastest loop: rows with milliseconds a step and the gain over the row before."""
-    chain = [best, *(who for who in STAGES if who in seconds)]
-    rows = []
-    for before, who in zip([None, *chain], chain):
-        gain = spread([a / b for a, b in zip(seconds[before], seconds[who])]) if before else "-"
-        ms = 1000 * statistics.median(seconds[who]) / steps
-        rows.append({"network": name, "stage": STAGES.get(who, f"slow {who}"), "ms a step": ms, "gain": gain})
     return rows
 
 
-def side_by_side(name, images, protocol, device):
-    """Several networks in one process, a graph and a stream each: milliseconds a step, all of them together.
+@contextmanager
+def service():
+    """The multi-process service of a GPU, for processes that get the environment that this yields; None without it."""
+    if shutil.which("nvidia-cuda-mps-control") is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        started = subprocess.run(["nvidia-cuda-mps-control", "-d"], env=env)
+        try:
+            yield env if started.returncode == 0 else None
+        finally:
+            subprocess.run(["nvidia-cuda-mps-control"], env=env, input="quit\n", text=True)
 
-    For comparison with `python -m imbook run --workers`, processes. Random numbers are not those of a run alone: the
-    graphs share torch's global generator.
-    """
-    found = {}
-    for number in (1, 2, 4, 8):
-        made = [Ours(build(name, images), images, protocol, device) for _ in range(number)]
-        steps, streams = [], [torch.cuda.Stream() for _ in made]
-        for each in made:
-            net = each.net.to(device).train()
-            optimiser = torch.optim.SGD(net.parameters(), protocol.lr, protocol.momentum, fused=True)
-            steps.append(fast.Step(net, each.method, optimiser, each.train))
-            steps[-1].epoch(torch.zeros(len(each.train), device=device))
-        passes = [step.train.positions() for step in steps]
-        torch.cuda.synchronize()  # from here on the streams wait for nothing
+
+def work_for(seconds, name, device, batch):
+    """One of several processes: prepare, say so, wait for a line, train for that time, print what was done."""
+    images = noise(NATURAL[name], max(20 * batch, 320))
+    augment = dict(crop=4, flip=True) if images.x.shape[1] == 3 else {}
+    train = data.Batches(images, None, batch, 0, **augment, device=device)
+    net = build(name, images).to(device).train()
+    optimiser = torch.optim.SGD(net.parameters(), 0.01, 0.9, fused=True)
+    losses, steps = torch.zeros(len(train), device=device), 0
+    with fast.Step(net, CrossEntropy(), optimiser, train, precision=best_precision(device)) as step:
+        step.epoch(losses), losses.sum().item()
+        print("ready", flush=True)
+        sys.stdin.readline()
         began = time.perf_counter()
-        for batches in zip(*passes):
-            for step, stream, i in zip(steps, streams, batches):
-                with torch.cuda.stream(stream):
-                    step(i)
-        torch.cuda.synchronize()
-        found[number] = 1000 * (time.perf_counter() - began) / len(made[0].train) / number
-        print(f"  {number} side by side: {found[number]:.3f} ms a step and network")
-    return found
+        while time.perf_counter() - began < seconds:
+            step.epoch(losses), losses.sum().item()
+            steps += len(train)
+    print(json.dumps({"steps": steps, "seconds": time.perf_counter() - began}), flush=True)
 
 
-def compare_dos(rounds, device):
+def processes(number, seconds, name, device, batch, env=None):
+    """Several processes that train at once: milliseconds per step of all of them together."""
+    command = [sys.executable, __file__, "--work", str(seconds), "--nets", name, "--device", device]
+    command += ["--batch", str(batch)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    children = [subprocess.Popen(command, **pipes) for _ in range(number)]
+    try:
+        for child in children:
+            while (line := child.stdout.readline()) != "ready\n":
+                if not line:
+                    raise RuntimeError(f"a process ended with {child.wait()} before it was ready")
+        for child in children:
+            child.stdin.write("go\n"), child.stdin.flush()
+        done = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return 1000 / sum(d["steps"] / d["seconds"] for d in done)
+
+
+def time_processes(name, device, batch, out, limit, keep, seconds=8):
+    """Rows of several processes, without the multi-process service and with it, in out["processes"]."""
+    rows = out.setdefault("processes", [])
+    for with_service in (False, True):
+        with service() if with_service else nullcontext(None) as env:
+            if with_service and env is None:
+                print("  no multi-process service here")
+                return
+            for number in (1, 4, 5):
+                limit.check()
+                ms = processes(number, seconds, name, device, batch, env)
+                rows.append({"processes": number, "service": with_service, "batch": batch, "ms a step": ms})
+                print(f"  {number} processes, {'with' if with_service else 'without'} the service: {ms:.3f} ms a step")
+                keep()
+
+
+def compare_dos(rounds, device, limit, keep, out):
     """An epoch of deep over-sampling over one of the plain network, on MNIST without 90 % of four classes.
 
-    With its search and embedding at the start of a round: once with one draw an image, so with as many steps as the
+    With its search and embedding at the start of a round: once with one draw per image, so with as many steps as the
     plain network, and once with as many draws as make all classes equal (chapter 06).
     """
     images, source = load("mnist", 12_000)
@@ -396,14 +515,27 @@ def compare_dos(rounds, device):
         for name, r in draws.items()
     }
     print(f"\ndos_net on {source}, batch 60, {len(images.y)} images, {rounds} rounds: an epoch")
-    seconds = alternate(contestants, rounds)
-    ratios = {name: [a / b for a, b in zip(seconds[name], seconds["the network"])] for name in draws}
-    for name, values in ratios.items():
-        print(f"  {name:16}{spread(values)} times an epoch of the network, {len(contestants[name].train)} steps")
-    return {"seconds": seconds, "ratio": ratios, "steps": {name: len(c.train) for name, c in contestants.items()}}
+    seconds = {}
+    found = out.setdefault("dos", {"steps": {name: c.steps for name, c in contestants.items()}})
+
+    def note():
+        plain = seconds["the network"]
+        found["seconds"] = seconds
+        found["ratio"] = {name: [a / b for a, b in zip(seconds[name], plain)] for name in draws if seconds.get(name)}
+        keep()
+
+    alternate(contestants, rounds, seconds, limit, note)
+    for name, values in found["ratio"].items():
+        print(f"  {name:16}{spread(values)} times an epoch of the network, {found['steps'][name]} steps")
 
 
-def main():
+def duration(text):
+    """Seconds of '90', '90s', '9m' or '2h'."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    return float(text[:-1]) * units[text[-1]] if text[-1] in units else float(text)
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", choices=["digits", "mnist", "cifar10"], help="default: the set a network was made for"
@@ -417,20 +549,23 @@ def main():
     parser.add_argument(
         "--peak", type=float, nargs=2, metavar=("TFLOPS", "TBS"), help=f"of the device; known: {', '.join(PEAKS)}"
     )
-    parser.add_argument("--variants", action="store_true", help="on a GPU also bfloat16 and torch.compile: minutes")
-    parser.add_argument("--json", help="also write all times to this file")
-    options = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--json", help="also write all times to this file, whole after each row")
+    parser.add_argument("--budget", type=duration, help="stop after this time, such as 90s or 8m")
+    parser.add_argument("--work", type=float, metavar="SECONDS", help=argparse.SUPPRESS)  # a process among several
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    gpu = options.device == "cuda"
+    gpu, batch = options.device == "cuda", options.batch
+    torch.backends.cudnn.benchmark = gpu  # for all loops alike: what was called before keeps its algorithm
+    if options.work:
+        return work_for(options.work, options.nets[0], options.device, batch)
+    limit = Limit(options.budget)
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     where = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     peak = options.peak or next((v for k, v in PEAKS.items() if gpu and k in where), None)
     print(f"{where}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{busy}; torch {torch.__version__}")
-
-    torch.backends.cudnn.benchmark = gpu  # for all loops alike: what was called before keeps its algorithm
-    out = {"batch": BATCH}
-    table = []
+    out, table = {"batch": batch}, []
 
     def keep():
         """What is measured by now: a time limit or an error further on must not lose it."""
@@ -439,31 +574,35 @@ def main():
             rows = [{k: empty(v) for k, v in row.items()} for row in table]
             timing.write({**out, "table": rows}, options.json, options.device)
 
+    def measure():
+        for name in options.nets:
+            steps = options.steps or (97 if gpu else 40 if name == "lenet" else 4)
+            images, source = load(options.data or NATURAL[name], max(batch * steps, 320))
+            augment = dict(crop=4, flip=True) if images.x.shape[1] == 3 else {}
+            protocol = Protocol("benchmark", epochs=1, batch=batch, lr=0.01, **augment)
+            print(f"\n{name} on {source}, batch {batch}, {len(images.y)} images a round, {options.rounds} rounds")
+            check_parity(name, images)
+            its = out[name] = {"data": source}
+            time_loops(name, images, protocol, options.rounds, options.device, its, limit, keep)
+            if gpu:
+                time_processes(name, options.device, batch, its, limit, keep)
+            if options.method_rounds:
+                time_methods(
+                    name, images, protocol, options.method_rounds, options.device, peak, its, limit, keep, table
+                )
+        if options.method_rounds:
+            compare_dos(options.method_rounds, options.device, limit, keep, out)
+
     keep()
-    for name in options.nets:
-        steps = options.steps or (97 if gpu else 40 if name == "lenet" else 4)
-        images, source = load(options.data or NATURAL[name], max(BATCH * steps, 320))
-        augment = dict(crop=4, flip=True) if images.x.shape[1] == 3 else {}
-        protocol = Protocol("benchmark", epochs=1, batch=BATCH, lr=0.01, **augment)
-        print(f"\n{name} on {source}, batch {BATCH}, {len(images.y)} images a round, {options.rounds} rounds")
-        check_parity(name, images)
-        rows, times = time_network(
-            name, images, protocol, options.rounds, options.method_rounds, options.device, peak, options.variants
-        )
-        table += rows
-        out[name] = {"data": source, **times}
-        keep()
-        if gpu:
-            out[name]["side by side"] = side_by_side(name, images, protocol, options.device)
-            keep()
-    if options.method_rounds:
-        out["dos"] = compare_dos(options.method_rounds, options.device)
-    stages = [row for name in options.nets for row in out[name]["stages"]]
-    print(f"\n{where}: the stages, milliseconds a step")
-    print(pd.DataFrame(stages).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
-    if table:
-        print(f"\n{where}: milliseconds a step")
-        print(pd.DataFrame(table).to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="-"))
+    try:
+        measure()
+    except Spent:
+        print("\nstopped: the budget is spent")
+    chain = [row for name in options.nets for row in out.get(name, {}).get("chain", [])]
+    for title, rows in (("the chain", chain), ("the methods", table)):
+        if rows:
+            print(f"\n{where}: {title}, milliseconds a step")
+            print(pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="-"))
     keep()
 
 

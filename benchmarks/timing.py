@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from imbook import data, results
+from imbook import data, records
 
 
 def images(size, channels, pixels, classes):
@@ -65,6 +65,6 @@ def step_ratios(net, methods, batches, rounds):
 
 
 def write(record, path, device="cpu"):
-    """The record with its provenance, as readable JSON."""
-    with open(path, "w") as file:
-        file.write(json.dumps(results.rounded(record | results.provenance(device), 4), indent=1) + "\n")
+    """The record with its provenance, as readable JSON: the file is whole at any time."""
+    plain = records.rounded(record | records.provenance(device), 4)
+    records.write(path, (json.dumps(plain, indent=1) + "\n").encode())
