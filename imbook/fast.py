@@ -124,11 +124,11 @@ class Step:
 
     def capture(self, i):
         """The graph of a step on batches as large as i (B,): nothing is trained by it."""
-        counters = Counters(self.net)
-        numbers = self.check(i, counters)
-        graph = self.new_graph()
-        with _timed_algorithms(), graph.aside(), counters.out():
-            self.warm_up(i)
+        counters, graph = Counters(self.net), self.new_graph()
+        with _timed_algorithms(), graph.aside():
+            numbers = self.check(i, counters)
+            with counters.out():
+                self.warm_up(i)
         self.optimiser.zero_grad()  # so that the graph makes its own gradients
         with _timed_algorithms(), self.untouched(), counters.out():
             try:
@@ -298,10 +298,13 @@ def _waits(func, args, kwargs, out):
 
 
 def _place(error):
-    """The line of the method, or of the network, in which an error arose: the last one outside torch."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(part in f.filename for part in ("/torch/", "\\torch\\"))]
-    last = (own or frames)[-1]
+    """The line of the method, or of the network, in which a capture broke off; ending it may have raised once more."""
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    frames = [f for e in reversed(chain) for f in reversed(traceback.extract_tb(e.__traceback__))]
+    own = [f for f in frames if not any(part in f.filename for part in ("/torch/", "\\torch\\", "contextlib"))]
+    last = next((f for f in own if f.filename != __file__), frames[0])
     return f"{last.line!r} ({last.filename}, line {last.lineno})"
 
 

@@ -233,8 +233,11 @@ def asks_the_driver():
     return False
 
 
+pretending = pytest.mark.skipif(asks_the_driver(), reason="built for CUDA, this torch pretends nothing without a GPU")
+
+
 @every
-@pytest.mark.skipif(asks_the_driver(), reason="this torch was built for CUDA and pretends nothing without a driver")
+@pretending
 def test_the_forward_pass_on_a_pretended_gpu(name, changes):
     """Tensors without numbers that say they lie on a GPU: what reads a value fails, copies between devices are seen."""
     step, train = a_step(name, changes, dtype=torch.float32)
