@@ -207,7 +207,7 @@ class _Reached(Exception):
 
 
 class _Taps:
-    """The hooks of one pass, and what they have seen: {stage: (the tensor that was only read or None, its version)}."""
+    """The hooks of one pass, and what they have seen: {stage: (what it put out, the version of that tensor)}."""
 
     def __init__(self, net, rows, changes):
         self.net, self.rows, self.changes, self.seen, self.busy = net, rows, changes, {}, False
@@ -234,8 +234,7 @@ class _Taps:
         self.busy = True
         out = self.changes[stage](z)
         self.busy = False
-        reads = out is z and not z.is_inference()
-        self.seen[stage] = (z, z._version) if reads else (None, 0)
+        self.seen[stage] = z, None if z.is_inference() else z._version
         return out
 
     def finish(self, h):
@@ -244,7 +243,7 @@ class _Taps:
             if stage not in self.seen:
                 raise ValueError(f"{self._name(stage)} is not called in a pass of the network: choose another stage")
             z, version = self.seen[stage]
-            if z is not None and z._version != version:
+            if version is not None and z._version != version:
                 raise ValueError(f"{self._name(stage)} puts out what the next layer overwrites: name that next layer")
         return h
 

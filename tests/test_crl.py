@@ -341,6 +341,26 @@ def test_the_method_mixes_both_losses(level, form):
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage3.1", "input", None])
+def test_instances_are_compared_at_the_stage(stage):
+    torch.manual_seed(0)
+    loss, net, x, y = step(CRL(torch.tensor([20, 8, 4]), "instance", alpha=0.3, stage=stage))
+    z = {"stage1": net[:1](x), "stage3.1": net.stage3[:2](net[:2](x)), "input": x, None: net[:-1](x)}[stage].flatten(1)
+    wanted = 0.3 * rectification(net(x), z, y, "instance") + 0.7 * F.cross_entropy(net(x), y)
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("level", "form"), COMBINATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_dtypes_are_compared_in_float32(level, form, dtype):
+    g = torch.Generator().manual_seed(0)
+    h, z = torch.randn(12, 3, generator=g).to(dtype), torch.randn(12, 5, generator=g).to(dtype)
+    y = torch.tensor([0] * 7 + [1] * 3 + [2] * 2)
+    value = rectification(h, z, y, level, form)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, rectification(h.float(), z.float(), y, level, form))
+
+
 def test_alpha_0_is_cross_entropy_exactly():
     torch.manual_seed(0)
     loss, net, x, y = step(CRL(torch.tensor([20, 8, 4]), alpha=0.0))

@@ -23,8 +23,8 @@ class CrossEntropy(Method):
     def forward(self, net, x, y, i):
         h = net(x)  # (B, C)
         if isinstance(h, tuple):
-            return sum(F.cross_entropy(h_j, y[:, j]) for j, h_j in enumerate(h))
-        return F.cross_entropy(h, y)
+            return sum(F.cross_entropy(wide(h_j), y[:, j]) for j, h_j in enumerate(h))
+        return F.cross_entropy(wide(h), y)
 
 
 def inverse_frequency(n):

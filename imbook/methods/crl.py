@@ -177,7 +177,7 @@ class CRL(CrossEntropy):
         h, z = self.scores(net, x)
         labels = zip(h, y.T) if isinstance(h, tuple) else [(h, y)]
         return sum(
-            a * rectification(h_j, z, y_j, **self.settings) + (1 - a) * F.cross_entropy(h_j, y_j)
+            a * rectification(h_j, z, y_j, **self.settings) + (1 - a) * F.cross_entropy(wide(h_j), y_j)
             for a, (h_j, y_j) in zip(self.alpha, labels)
         )
 

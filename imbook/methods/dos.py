@@ -223,7 +223,7 @@ class DOS(Method):
 
     def forward(self, net, x, y, i):
         if not self.k:
-            return F.cross_entropy(net(x), y)
+            return F.cross_entropy(wide(net(x)), y)
         return self.terms(net, x, y, i)[0].mean()
 
     def update(self, epoch, net, train, valid):
