@@ -15,6 +15,12 @@ from imbook import __version__
 
 def main(arguments=None):
     """Parse and carry out one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    return globals()[f"_{options.command}"](options)
+
+
+def parser():
+    """All commands with their arguments."""
     parser = argparse.ArgumentParser("imbook", description="The experiments of the book: data, queue and records.")
     parser.add_argument("--version", action="version", version=f"imbook {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -49,8 +55,7 @@ def main(arguments=None):
     command.add_argument("--to", type=_path, help="the archive (default: OUT/records.jsonl.gz)")
     command.add_argument("--every", type=_seconds, help="go on, and rewrite it this often while records come in")
     command.add_argument("--budget", type=_seconds, help="with --every: stop after this time")
-    options = parser.parse_args(arguments)
-    return globals()[f"_{options.command}"](options)
+    return parser
 
 
 def _out(command):
@@ -196,10 +201,10 @@ def _run(options):
         elif what == "epochs" or options.workers == 1:  # what another worker of ours holds is counted there
             bar.update(value)
 
-    if options.workers == 1:
+    if options.workers == 1 or len(jobs) < 2:
         work(jobs, request, lambda: deadline, tell)
     else:
-        share(jobs, request, deadline, tell, options.workers)
+        share(jobs, request, deadline, tell, min(options.workers, len(jobs)))
     bar.close()
     have = records.load(request.out, damaged=[])
     if not request.dry:

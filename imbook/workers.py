@@ -176,6 +176,8 @@ def share(jobs, request, deadline, tell, workers):
         try:
             for pipe in wait(list(running)):
                 what, value = _heard(pipe, running)
+                if what == "stopped" and not until.value:
+                    continue  # as we told it to
                 if what is not None:
                     tell(what, value)
                 elif value:

@@ -1,11 +1,15 @@
 """Small made sets and runs that the tests share."""
 
+import multiprocessing
+import os
+import signal
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from imbook import data, nets, records
+from imbook import data, nets, records, tables, workers
 from imbook.methods import METHODS
 from imbook.rows import Row, Split, Table
 from imbook.tables.common import together
@@ -79,3 +83,38 @@ def record(row, seeds, accuracy=0.5, **changes):
         "time": "2026-01-02T03:04:05+00:00",
         **changes,
     }
+
+
+def run_queue(arguments, shipped, settings, log, pids=None):
+    """`python -m imbook ARGUMENTS` on one toy table, in a process of its own that has all modules loaded already.
+
+    shipped: the folder of records; settings: of `table`; log: a file for what is printed; pids: a folder in
+    which each worker leaves a file named by its process.
+    """
+    made = table(**settings)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with Ctrl-C ignored
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)
+    torch.set_num_threads(1)
+    work = workers.worker
+
+    def noted(*given):
+        (pids / str(os.getpid())).touch()
+        work(*given)
+
+    if pids is not None:
+        workers.worker = noted
+    fork = multiprocessing.get_context("fork")
+    workers.multiprocessing.get_context = lambda name: fork  # nothing is to be imported anew
+    records.RECORDS = shipped
+    for kept, new in ((tables.TABLES, {"quick": made}), (tables.QUEUE, {})):
+        kept.clear(), kept.update(new)
+    os._exit(_status(arguments))
+
+
+def _status(arguments):
+    from imbook.__main__ import main
+
+    try:
+        return main(arguments)
+    finally:
+        sys.stdout.flush()
