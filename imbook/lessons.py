@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from imbook import nets
+
 
 def source(*things):
     """The code of functions and classes without their docstrings: a text, a blank line between them."""
@@ -70,6 +72,22 @@ def moons(n, seed, noise):
     t = math.pi * torch.rand(len(y), generator=g)
     x = torch.where(y == 0, t.cos(), 1 - t.cos()), torch.where(y == 0, t.sin(), 0.5 - t.sin())
     return torch.stack(x, 1) + noise * torch.randn(len(y), 2, generator=g), y
+
+
+def learn(loss, x, y, seed, steps, batch=None, lr=0.1):
+    """A small network for points in the plane, trained for some steps of SGD with momentum 0.9; returns the network.
+
+    loss(net, x, y, i) -> a scalar: a method of the book, say. batch: points per step, drawn anew; None: all of them.
+    """
+    torch.manual_seed(seed)
+    net = nets.mlp(2, 2, width=32)
+    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    for _ in range(steps):
+        i = torch.arange(len(y)) if batch is None else torch.randperm(len(y))[:batch]
+        optimiser.zero_grad()
+        loss(net, x[i], y[i], i).backward()
+        optimiser.step()
+    return net
 
 
 def quartiles(q):

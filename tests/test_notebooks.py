@@ -1,10 +1,14 @@
 """The committed notebooks: executed, readable in three places, and without a number or a name that nothing backs."""
 
+import ast
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+from difflib import SequenceMatcher
+from itertools import combinations
 from pathlib import Path
 
 import method_cards
@@ -99,6 +103,34 @@ def test_solutions_run_by_themselves(path, tmp_path):
         command = [sys.executable, "-c", source]
         run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert not run.returncode, f"{run.stderr}\nin\n{source}"
+
+
+def functions(path):
+    """The functions of a notebook's code cells, {name: code without docstring}, of four lines and more."""
+    found = {}
+    for source, _ in cells(path, "code"):
+        plain = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")) and "%pip" not in line)
+        with contextlib.suppress(SyntaxError):  # the cell that installs the package on Colab
+            for node in ast.parse(plain).body:
+                if isinstance(node, ast.FunctionDef):
+                    if ast.get_docstring(node) is not None:
+                        node.body = node.body[1:]
+                    code = ast.unparse(node.body)
+                    if code.count("\n") >= 2:
+                        found[node.name] = code
+    return found
+
+
+def test_no_chapter_defines_what_another_defines():
+    """What two chapters need is in the package (`imbook.results`, `verdicts`, `lessons`); toys may look alike."""
+    of = {path.stem: functions(path) for path in NOTEBOOKS}
+    assert sum(map(len, of.values())) > 50
+    for (one, left), (other, right) in combinations(of.items(), 2):
+        for name, code in left.items():
+            for twin, same in right.items():
+                matcher = SequenceMatcher(None, code, same, autojunk=False)
+                alike = matcher.real_quick_ratio() > 0.8 and matcher.quick_ratio() > 0.8 and matcher.ratio() > 0.8
+                assert not alike, f"{name} of {one} and {twin} of {other} are one function"
 
 
 # -- the prose --------------------------------------------------------------------------------------------------------
