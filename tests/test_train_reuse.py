@@ -285,3 +285,33 @@ def test_random_numbers_and_modes_of_the_caller_are_his_after_a_second_run(make)
     net = toys.net()
     fit(net, method, batches(), valid, protocol=BASE, seed=2)
     assert net.training and torch.initial_seed() == 2
+
+
+class Drawing(CrossEntropy):
+    """Cross entropy that draws random numbers in each step, before each epoch and at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.epochs, self.end = [], [], []
+
+    def update(self, epoch, net, train, valid):
+        self.epochs.append(torch.rand(()).item())
+        return {}
+
+    def forward(self, net, x, y, i):
+        self.steps.append(torch.rand(()).item())
+        return super().forward(net, x, y, i)
+
+    def finish(self, net, train):
+        self.end.append(torch.rand(()).item())
+
+
+def test_the_seed_arrives_wherever_a_method_draws():
+    drawn = []
+    for seed in (0, 0, 1):
+        method = Drawing()
+        fit(toys.net(), method, batches(), protocol=BASE, seed=seed)
+        drawn.append((method.steps, method.epochs, method.end))
+    assert drawn[0] == drawn[1], "one seed, one stream"
+    assert not any(a == b for a, b in zip(drawn[0], drawn[2])), "steps, epochs and the end of another seed"
+    assert len({*drawn[0][1], *drawn[0][2]}) == 5, "another stream for each epoch"
