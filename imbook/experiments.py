@@ -3,18 +3,17 @@
 What can be declared is in `imbook.rows`, the book's own tables in `imbook.tables`.
 """
 
-import contextlib
 import time
 from dataclasses import replace
 from functools import cache
 from inspect import signature
-from pathlib import Path
 
 import torch
 
 from imbook import checkpoints, data, metrics
 from imbook.data.batches import sizes
 from imbook.fast import describe
+from imbook.memory import peak_memory
 from imbook.methods import METHODS
 from imbook.records import commit, provenance, rounded, source_hash
 from imbook.rows import NETS, Row, Split, Table
@@ -70,27 +69,28 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
         hyper = {**row.hyper, **({"start": 1} if row.hyper.get("start", 0) > 1 else {})}  # what starts late, too
         protocol = replace(row.protocol, epochs=2, warmup=min(row.protocol.warmup, 1), watch=1)
         row = replace(row, protocol=protocol, hyper=hyper)
-    net, method, train, valid, test = make(row, seeds, device, dry)
-    several = isinstance(train.n, tuple)
-    groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
+    _load(row.split.data)  # once a process: neither time nor memory of this run
     spent, began = checkpoints.elapsed(checkpoint), time.perf_counter()
-    before = _reset_peak(device)
-    curve = fit(
-        net,
-        method,
-        train,
-        valid,
-        test,
-        protocol=row.protocol,
-        seed=seeds["train"],
-        groups=groups,
-        instrument=row.instrument,
-        checkpoint=checkpoint,
-        tick=tick,
-        fast=fast,
-    )
-    judged = _judged(net, test, method)
-    readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
+    with peak_memory(device) as peak:
+        net, method, train, valid, test = make(row, seeds, device, dry)
+        several = isinstance(train.n, tuple)
+        groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
+        curve = fit(
+            net,
+            method,
+            train,
+            valid,
+            test,
+            protocol=row.protocol,
+            seed=seeds["train"],
+            groups=groups,
+            instrument=row.instrument,
+            checkpoint=checkpoint,
+            tick=tick,
+            fast=fast,
+        )
+        judged = _judged(net, test, method)
+        readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
     return dict(
         key=key,
         dry=dry,
@@ -102,7 +102,7 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
         curve=[{k: rounded(v) for k, v in entry.items()} for entry in curve],
         seconds=round(spent + time.perf_counter() - began, 2),
         train_seconds=round(curve[-1]["seconds"], 2),
-        peak_mb=_peak(device, before),
+        peak_mb=None if peak.mb is None else round(peak.mb),
         method_version=METHODS[row.method].version,
         **({"fast": describe(net, train.x.device)} if fast else {}),
         **provenance(device),
@@ -137,30 +137,3 @@ def _judged(net, test, method):
         confusion=[metrics.confusion(s, t).tolist() for s, t in labels],
         auprc=[rounded(metrics.auprc(s.softmax(1), t).tolist()) for s, t in labels],
     )
-
-
-def _reset_peak(device):
-    """Count peak memory from here on; returns the peak of before in MB where the system goes on counting from it."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return 0
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    peak, now = _resident("VmHWM"), _resident("VmRSS")
-    return peak if peak > 1.01 * now else 0
-
-
-def _peak(device, before):
-    """Peak memory of a run in MB: allocated on the GPU, or resident; None where the process needed more before it."""
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    peak = _resident("VmHWM")
-    return peak if peak > before else None
-
-
-def _resident(field):
-    """Resident memory in MB as Linux tells it, 'VmRSS' now or 'VmHWM' at its peak; 0 on other systems."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024)
-    return 0

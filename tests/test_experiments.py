@@ -264,12 +264,13 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(tmp_path, monkeypat
 
 
 def test_peak_memory_is_that_of_the_run():
-    """Not of what the process did before: 400 MB here."""
+    """Not of what the process did before: 400 MB here. What it adds itself counts."""
     run(ROW, SEEDS, dry=True)
-    before = run(ROW, SEEDS, dry=True)["peak_mb"]
     torch.ones(10**8).sum()
     after = run(ROW, SEEDS, dry=True)["peak_mb"]
-    assert after is None or before is None or after < before + 200
+    assert after is None or after < 200
+    more = run(ROW, SEEDS, dry=True, tick=lambda epoch, entry: torch.ones(10**8).sum())["peak_mb"]
+    assert more is None or more > 300
 
 
 # Runs
@@ -335,7 +336,7 @@ def test_a_record_says_all_about_its_run(record):
     )
     for name in ("device", "threads", "versions", "source", "time"):
         assert record[name], name
-    assert record["peak_mb"] is None or record["peak_mb"] > 50
+    assert record["peak_mb"] is None or record["peak_mb"] >= 0
     assert 0 < record["curve"][0]["seconds"] < record["curve"][1]["seconds"] <= record["seconds"] + 0.01  # rounded
     assert record["train_seconds"] == round(record["curve"][1]["seconds"], 2)
     assert json.loads(json.dumps(record)) == record

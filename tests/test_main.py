@@ -271,7 +271,7 @@ def test_digits_as_documented_from_another_folder(tmp_path):
     assert set(singles(tmp_path / "mine/runs")) == {f"dry-{k}" for k in keys(tables.TABLES["digits"], 1)}
 
 
-@pytest.mark.parametrize("line", ["queue", "table digits --figure d.png", "collect"])
+@pytest.mark.parametrize("line", ["queue", "table fashion --figure f.png", "collect"])
 def test_commands_that_only_read_from_another_folder(tmp_path, line):
     code = shell(line, tmp_path, IMBOOK_DATA=str(tmp_path / "nothing"))
     assert code.returncode == 0 and code.stdout and not code.stderr, code.stderr

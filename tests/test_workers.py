@@ -277,7 +277,7 @@ def alive(pid):
         return False
 
 
-def test_pairshare_the_queue(tmp_path):
+def test_workers_share_the_queue(tmp_path):
     """Each run is made once, by one of them; one progress bar counts all epochs; one table is printed at the end."""
     (pids := tmp_path / "pids").mkdir()
     parent = start(tmp_path, "run", "quick", "--workers", "2", "--fast", "--out", "out", pids=pids, seeds=6, epochs=8)
@@ -302,7 +302,7 @@ def test_two_commands_share_a_queue(tmp_path):
     assert all(begun) and len(begun[0] | begun[1]) == 12 and not begun[0] & begun[1], "both worked, on different runs"
 
 
-def test_pairkeep_to_a_budget_and_a_broken_one_is_told(tmp_path):
+def test_workers_keep_to_a_budget_and_a_broken_one_is_told(tmp_path):
     run = ["run", "quick", "--workers", "2", "--out", "out"]
     spent = start(tmp_path, *run, "--budget", "0.01s")
     spent.join(120)
@@ -358,7 +358,7 @@ def test_kills_at_any_moment_lose_no_finished_record(tmp_path):
         os.kill(parent.pid, signal.SIGKILL)
         time.sleep(rng.uniform(0, 0.1))
         collector.kill(), collector.join(), parent.join()
-        wait_for(lambda pair=pair: not any(map(alive, pair)), seconds=10)  # no orphan goes on
+        wait_for(lambda pair=pair: not any(map(alive, pair)), seconds=60)  # no orphan goes on
         check()
     assert len(seen) < 20, "every turn was cut short"
     (pids := tmp_path / "pids").mkdir()
