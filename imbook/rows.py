@@ -185,9 +185,9 @@ class Table:
         said = f"varied over the seeds: {', '.join(varied) or 'nothing'}"
         return f"{said}; the same in all runs: {', '.join(fixed)}" if fixed else said
 
-    def caption(self):
-        """What a reader must know of the numbers: title, metric, number of seeds, and what they vary."""
-        metric = self.metric.replace("_", " ")
+    def caption(self, metric=None):
+        """What a reader must know of the numbers: title, metric (default: the table's), number of seeds, what varies."""
+        metric = (metric or self.metric).replace("_", " ")
         sets = f"{len(self.seeds)} {'set' if len(self.seeds) == 1 else 'sets'} of seeds"
         return f"{self.title}: {metric} in per cent, mean and sd over {sets} ({self.varied()})"
 
