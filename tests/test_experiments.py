@@ -53,9 +53,9 @@ HELD_OUT = {"nothing": {}, "10 a class": dict(valid=10), "10, trained on": dict(
 def numbered(first, by_class=60):
     """Images of 5 classes in mixed order whose pixels hold their number, from `first` on."""
     number = first + torch.arange(5 * by_class)
-    x = torch.stack([number // 256, number % 256], 1).view(-1, 1, 1, 2).repeat(1, 1, 16, 8).to(torch.uint8)
+    x = torch.stack([number // 256, number % 256], 1).view(-1, 1, 1, 2).repeat(1, 3, 16, 8).to(torch.uint8)
     y = (torch.arange(5 * by_class) * 7 + first) % 5
-    return data.Images(x, y, tuple("abcde"), (0.25,), (0.5,))
+    return data.Images(x, y, tuple("abcde"), (0.25,) * 3, (0.5,) * 3)
 
 
 def numbers(batches):
@@ -135,7 +135,7 @@ def test_the_network_is_that_of_the_row_and_the_training_seed(sets, net):
     made, *_ = make(replace(ROW, net=net), SEEDS)
     takes = inspect.signature(NETS[net]).parameters
     torch.manual_seed(2)
-    wanted = dict(classes=5, inputs=256, channels=1, size=16)
+    wanted = dict(classes=5, inputs=3 * 256, channels=3, size=16)
     expected = NETS[net](**{k: v for k, v in wanted.items() if k in takes})
     assert type(made) is type(expected) and toys.same(made.state_dict(), expected.state_dict())
 
