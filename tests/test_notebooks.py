@@ -12,8 +12,10 @@ from itertools import combinations
 from pathlib import Path
 
 import method_cards
+import nbformat
 import pytest
 import step_costs
+from nbclient import NotebookClient
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +133,24 @@ def test_no_chapter_defines_what_another_defines():
                 matcher = SequenceMatcher(None, code, same, autojunk=False)
                 alike = matcher.real_quick_ratio() > 0.8 and matcher.quick_ratio() > 0.8 and matcher.ratio() > 0.8
                 assert not alike, f"{name} of {one} and {twin} of {other} are one function"
+
+
+@each
+def test_figures_come_whatever_the_backend(path):
+    """MPLBACKEND=Agg in a reader's environment would otherwise take the figures away, in silence."""
+    code = [source for source, _ in cells(path, "code")]
+    drawing = next(k for k, source in enumerate(code) if "pyplot" in source)
+    assert "%matplotlib inline" in code[drawing].splitlines()[0]
+
+
+def test_a_figure_under_another_backend(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    made = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("%matplotlib inline\nimport matplotlib.pyplot as plt"),
+        nbformat.v4.new_code_cell("plt.plot([0, 1])\nplt.show()"),
+    ])  # fmt: skip
+    NotebookClient(made, kernel_name="python3", timeout=120).execute()
+    assert "image/png" in made.cells[1].outputs[0]["data"]
 
 
 # -- the prose --------------------------------------------------------------------------------------------------------

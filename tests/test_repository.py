@@ -186,6 +186,14 @@ def test_the_setup_cell_is_silent_off_colab(url, capsys):
 
 
 @pytest.mark.parametrize("url", URLS)
+def test_a_notebook_opened_alone_says_what_is_missing(url, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AssertionError, match="imbook is missing: install or upload its wheel"):
+        exec(repository.setup(url, REFS))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("url", URLS)
 def test_the_setup_cell_is_short(url):
     lines = repository.setup(url, REFS).splitlines()
     assert len(lines) <= 15 and max(map(len, lines)) <= 85
@@ -208,7 +216,7 @@ def test_a_path_in_imbook_wheel_is_installed(tmp_path):
 
 def test_without_address_and_wheel_the_cell_says_what_to_do(tmp_path):
     done, calls = on_colab(tmp_path, repository.PLACEHOLDER)
-    assert done.returncode and "upload imbook's wheel (made by `make dist`)" in done.stderr and not calls
+    assert done.returncode and "install or upload its wheel (`make dist`)" in done.stderr and not calls
 
 
 def test_the_tag_comes_first_then_the_branch_and_the_cell_says_which(tmp_path):

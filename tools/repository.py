@@ -51,7 +51,9 @@ def links(url, ref, path):
 
 
 def setup(url, refs):
-    """Source of the notebook's code cell tagged `colab-setup`. Off Colab it does nothing and prints nothing.
+    """Source of the notebook's code cell tagged `colab-setup`.
+
+    Off Colab it prints nothing, and only says what to do where the package is missing: a notebook may be opened alone.
 
     On Colab it installs the first of these that is there: the wheel that IMBOOK_WHEEL names, by default one uploaded
     beside the notebook; the archives of `refs`, such as ["tags/v0.1.0", "heads/main"], once the address is set.
@@ -61,19 +63,19 @@ def setup(url, refs):
         files = ", ".join(f'archive + "/{ref}.tar.gz"' for ref in refs)
         archives = f'    archive = "{url}/archive/refs"\n    sources += [{files}]\n'
     return f'''\
-# On Colab only: install the book's package; Colab's own torch and numpy stay.
-import sys
+import sys  # on Colab this cell installs the book's package; torch and numpy stay
+from glob import glob
+from importlib.util import find_spec
+from os import environ
+from subprocess import call
 
+used = find_spec("imbook")
 if "google.colab" in sys.modules:
-    from glob import glob
-    from os import environ
-    from subprocess import call
-
     sources = glob(environ.get("IMBOOK_WHEEL", "imbook-*.whl"))
 {archives}    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     used = next((s for s in sources if call([*pip, s]) == 0), None)
-    assert used, "upload imbook's wheel (made by `make dist`), run this cell again"
-    print("imbook comes from", used)'''
+    print("imbook comes from", used)
+assert used, "imbook is missing: install or upload its wheel (`make dist`)"'''
 
 
 def readme(url, ref):
