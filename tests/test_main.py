@@ -325,19 +325,19 @@ def test_the_command_is_installed_under_its_name():
 def documented():
     """Every `python -m imbook ...` of the book, its notebooks and its code: (where, command)."""
     places = [ROOT / "README.md", *ROOT.glob("book/*.md"), *ROOT.glob("imbook/**/*.py"), *ROOT.glob("tools/*.py")]
-    texts = [(path, path.read_text()) for path in places]
+    texts = [(path, path.read_text(encoding="utf-8")) for path in places]
     for path in ROOT.glob("notebooks/*.ipynb"):
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts += [(path, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"]
     for path, text in texts:
         for line in re.findall(r"python -m imbook ([^`\"'\n#;,()|\[\]]+)", text):
             if "{" not in line:  # put together by code: what it makes is tested there
-                yield pytest.param(line.strip(" .:"), id=f"{path.name}: {line.strip()}")
+                yield pytest.param(line.strip(" .:"), path, id=f"{path.name}: {line.strip()}")
 
 
-@pytest.mark.parametrize("line", sorted(set(documented()), key=lambda p: p.id))
-def test_documented_commands_are_understood(line, monkeypatch):
-    """Their arguments are parsed, and their tables, parts and data sets are there."""
+@pytest.mark.parametrize("line, path", sorted(set(documented()), key=lambda p: p.id))
+def test_documented_commands_are_understood(line, path, monkeypatch):
+    """Their arguments are parsed, and their tables, parts and data sets are there, or declared on the same page."""
     example = {"TABLE": "fashion", "PART": "part-1", "NAME": "mnist", "FOLDER": "runs", "...": ""}
     for word, name in example.items():
         line = line.replace(word, name)
@@ -347,7 +347,8 @@ def test_documented_commands_are_understood(line, monkeypatch):
         return
     options = command.parser().parse_args(shlex.split(line))
     for name in getattr(options, "tables", [])[:] + ([options.table] if hasattr(options, "table") else []):
-        assert name == "all" or name in tables.TABLES or name in tables.QUEUE, name
+        known = name == "all" or name in tables.TABLES or name in tables.QUEUE
+        assert known or f'"{name}": Table(' in path.read_text(encoding="utf-8"), name
     for name in getattr(options, "names", []):
         assert name in data.SOURCES, name
 
@@ -370,7 +371,7 @@ def test_everything_is_imported_without_modules_of_one_system(tmp_path):
     """resource and fcntl are not there on Windows, msvcrt only there: all modules, and what all chapters import."""
     lines = set()
     for path in ROOT.glob("notebooks/*.ipynb"):
-        code = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        code = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
         lines |= {line for cell in code for line in cell.splitlines() if re.match(r"(from imbook|import imbook)", line)}
     single = sorted(line for line in lines if "(" not in line)
     assert len(single) > 5

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {  # from top to bottom; a package stands for all its modules
     "commands": ("__main__",),
     "for chapters": ("lessons", "plots"),
+    "your own pictures": ("yours",),
     "the queue": ("workers",),
     "what the book runs": ("tables",),
     "running, reading": ("experiments", "results", "verdicts"),
@@ -32,7 +33,7 @@ def modules(root=ROOT):
 
 def imports(names, path, lazy):
     """The modules of the package that one imports, a set; lazy: those imported within functions, too."""
-    found, open_nodes = set(), list(ast.parse(path.read_text()).body)
+    found, open_nodes = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
     while open_nodes:
         node = open_nodes.pop()
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "imbook":
