@@ -1,4 +1,4 @@
-"""The command line: python -m imbook data | list | queue | run | collect | status | table | provenance.
+"""The command line: python -m imbook data | list | queue | run | collect | status | table | provenance | try | report.
 
 Arguments and printing only; what takes long to import (torch) is imported by the command that needs it.
 """
@@ -6,6 +6,7 @@ Arguments and printing only; what takes long to import (torch) is imported by th
 import argparse
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,27 @@ def parser():
     command.add_argument("--to", type=_path, help="the archive (default: OUT/records.jsonl.gz)")
     command.add_argument("--every", type=_seconds, help="go on, and rewrite it this often while records come in")
     command.add_argument("--budget", type=_seconds, help="with --every: stop after this time")
+    _try_arguments(commands.add_parser("try", help="methods on your own pictures, from a folder to a report"))
+    command = commands.add_parser("report", help="write the report of a trial once more, from what is finished")
+    command.add_argument("out", type=_path, metavar="DIR", help="the folder of a trial (its --out)")
     return parser
+
+
+def _try_arguments(command):
+    command.add_argument("path", type=_path, metavar="FOLDER", help="one folder per class, or a CSV: image,label")
+    command.add_argument("--out", type=_path, help="folder of the trial (default: trials/NAME)")
+    command.add_argument("--groups", help="what belongs together: a column of the CSV, or an expression on paths")
+    command.add_argument("--backbone", default="lenet", help="lenet, resnet8, resnet32, or torchvision's, as resnet18")
+    command.add_argument("--pretrained", action="store_true", help="torchvision's weights, from its cache or download")
+    command.add_argument("--stage", help="where MFW mixes (default: what the classifier is given)")
+    command.add_argument("--size", type=_positive, help="pixels of a side (default: 32, torchvision's networks 128)")
+    command.add_argument("--flip", action="store_true", help="train on mirrored pictures, too")
+    command.add_argument("--costs", type=_path, help="CSV: rows true, columns decided (default: classes count alike)")
+    command.add_argument("--seeds", type=_positive, default=3, help="of the finalists (default: 3)")
+    command.add_argument("--epochs", type=_positive, help="per run (default: what the budget allows, 5 to 30)")
+    command.add_argument("--lr", type=float, help="learning rate (default: 0.01 to 0.05, by the network)")
+    command.add_argument("--budget", type=_seconds, default=600.0, help="stop after this time (default: 10m)")
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
 
 
 def _out(command):
@@ -262,6 +283,23 @@ def _collect(options):
         if options.every is None or time.monotonic() + options.every > deadline:
             return 0
         time.sleep(options.every)
+
+
+def _try(options):
+    from imbook.yours.trial import Options, try_out
+
+    given = {k: v for k, v in vars(options).items() if k != "command"}
+    given["out"] = options.out or Path("trials") / options.path.resolve().name
+    shown, ended = try_out(Options(**given, command=shlex.join(["python", "-m", "imbook", *sys.argv[1:]])))
+    print(ended if shown is None else f"{ended}\nreport: {shown}, figure: {shown.with_suffix('.png')}")
+    return 130 if ended.startswith("interrupted") else 0
+
+
+def _report(options):
+    from imbook.yours import report
+
+    print(f"report: {report.write(options.out)}")
+    return 0
 
 
 def _path(text):

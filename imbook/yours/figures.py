@@ -1,0 +1,111 @@
+"""The figures of a trial's report; each draws on the axes that it is given."""
+
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from PIL import Image, ImageOps
+
+PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#c8733c"}
+
+
+def sizes(result, ax):
+    """Pictures per class in each part, on a logarithmic axis."""
+    at = np.arange(len(result["classes"]))
+    for k, part in enumerate(PARTS):
+        n = np.array(result["train"] if part == "train" else result["parts"][part])
+        ax.barh(at + (k - 1) * 0.27, n, 0.25, color=PARTS[part], label=part)
+    ax.set(yticks=at, yticklabels=_short(result["classes"]), xscale="log", xlabel="pictures (log)")
+    ax.set_title("Pictures per class")
+    ax.invert_yaxis()
+    ax.legend(fontsize="small")
+    return ax
+
+
+def costs(result, ax):
+    """Test cost of each row with its interval, the chosen one in colour."""
+    rows = sorted(result["rows"], key=lambda row: row["valid_cost"], reverse=True)
+    for k, row in enumerate(rows):
+        mean, low, high = row["cost"]
+        colour = PARTS["test"] if row["name"] == result["chosen"] else "#777777"
+        ax.plot([low, high], [k, k], color=colour, lw=2)
+        ax.plot(mean, k, "o", color=colour)
+    ax.set(yticks=range(len(rows)), xlabel=_cost_label(result), title="Test cost, 95 % interval")
+    ax.set_yticklabels([row["name"] for row in rows], fontsize="small")
+    return ax
+
+
+def confusion(result, ax):
+    """Share of each true class (row) that was decided as each class (column), in per cent; counts where C <= 12."""
+    c = np.array(result["confusion"])
+    share = 100 * c / np.maximum(c.sum(1, keepdims=True), 1)
+    names, small = _short(result["classes"]), len(c) <= 12
+    sns.heatmap(share, annot=small, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=not small, ax=ax,
+                xticklabels=names, yticklabels=names)  # fmt: skip
+    ax.set(xlabel="decided", ylabel="true", title="Test decisions, % of each true class")
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def calibration(result, ax):
+    """Share right against confidence on test pictures, before and after calibration."""
+    found = result["calibration"]
+    ax.plot([0, 1], [0, 1], color="#999999", lw=1)
+    for (name, points), colour in zip(found["points"].items(), ("#777777", PARTS["test"])):
+        ax.plot(*np.array(points)[:, :2].T, "o-", color=colour, label=name)
+    ax.set(xlabel="confidence", ylabel="share right", title="Calibration on test pictures")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def curve(result, ax):
+    """Test cost of cross entropy against the pictures of the smallest class."""
+    found = result["curve"]
+    ax.plot(found["n"], found["cost"], "o-", color=PARTS["train"], label="cross entropy")
+    ax.axhline(found["cost"][-1] - found["gain"], color=PARTS["test"], ls="--", label="the choice")
+    ax.set(xscale="log", xlabel=f"training pictures of {found['cls']} (log)", ylabel=_cost_label(result))
+    ax.set_xticks(found["n"], list(map(str, found["n"])))
+    ax.minorticks_off()
+    ax.set_title("More pictures of the smallest class")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def sheet(root, paths, titles, columns=6, side=96):
+    """Pictures in a grid, titles above: a figure. Those that are no longer there stay empty."""
+    rows = max(1, -(-len(paths) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.8 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, path, title in zip(axes.flat, paths, titles):
+        if (Path(root) / path).is_file():
+            ax.imshow(_thumbnail(Path(root) / path, side))
+        ax.set_title(title, fontsize=7)
+    return figure
+
+
+def _thumbnail(path, side):
+    with warnings.catch_warnings(), Image.open(path) as picture:
+        warnings.simplefilter("ignore")
+        return np.asarray(ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (side, side)))
+
+
+def overview(result):
+    """All figures of a result in one: the report's PNG."""
+    drawn = [sizes, costs, confusion, calibration, *([curve] if result["curve"] else [])]
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    for ax in axes.flat[len(drawn) :]:
+        ax.axis("off")
+    for ax, draw in zip(axes.flat, drawn):
+        draw(result, ax)
+    return figure
+
+
+def _cost_label(result):
+    return "cost (mean over classes)" if result["per_class"] else "cost per picture"
+
+
+def _short(names):
+    return [name if len(name) < 18 else name[:16] + "…" for name in names]

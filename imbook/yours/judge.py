@@ -1,0 +1,155 @@
+"""What an error costs: calibration and thresholds on validation data, intervals on test data, the choice."""
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+DRAWS = 1000  # of the bootstrap
+
+
+class Costs:
+    """What each kind of error costs: matrix (C, C), rows the true classes, columns the decisions, 0 on the diagonal.
+
+    per_class: each class counts the same, whatever its size: the cost is then the mean over classes, which for errors
+    of cost 1 is 1 - balanced accuracy. Otherwise it is the mean over pictures, at the frequencies of the data.
+    """
+
+    def __init__(self, matrix, per_class):
+        self.matrix, self.per_class = np.asarray(matrix, float), per_class
+
+    @classmethod
+    def read(cls, path, classes):
+        """From a CSV file: class names in its header and in its first column (the true ones); None: 1 per class.
+
+        ValueError for other names, for numbers that are missing or negative, and for a diagonal that is not 0.
+        """
+        if path is None:
+            return cls(1 - np.eye(len(classes)), per_class=True)
+        try:
+            frame = pd.read_csv(path, index_col=0)
+            frame.index, frame.columns = frame.index.map(str), frame.columns.map(str)
+            matrix = frame.loc[list(classes), list(classes)].to_numpy(float)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path}: {error}; costs are a CSV file whose header and first column are {list(classes)}"
+            ) from error
+        if not (matrix >= 0).all() or np.diag(matrix).any() or not np.isfinite(matrix).all() or not matrix.any():
+            raise ValueError(f"{path}: costs are finite, from 0, with 0 on the diagonal and some above 0")
+        return cls(matrix, per_class=False)
+
+    def mean(self, confusion):
+        """Mean cost of decisions: (...,) for confusion matrices (..., C, C)."""
+        if not self.per_class:
+            return (confusion * self.matrix).sum((-2, -1)) / confusion.sum((-2, -1))
+        with np.errstate(invalid="ignore"):
+            by_class = (confusion * self.matrix).sum(-1) / confusion.sum(-1)  # nan where a class has no picture
+        return np.nanmean(by_class, -1)
+
+    def decide(self, p, prior):
+        """The decisions of least expected cost: int64 (N,). p: probabilities (N, C) at the frequencies `prior` (C,).
+
+        With cost 1 per class that is the largest p_c / prior_c: adjusted logits.
+        """
+        matrix = self.matrix / prior[:, None] if self.per_class else self.matrix
+        return (p @ matrix).argmin(1)
+
+
+class Calibration:
+    """Probabilities from logits by two numbers fitted on validation data: softmax(slope h + tau log prior).
+
+    slope is one over a temperature (Guo et al. 2017); tau puts back the class frequencies that re-sampling or weights
+    have taken out, 0 after plain cross entropy and near 1 after balanced training.
+    """
+
+    def __init__(self, h, y, prior):
+        self.log_prior, own = np.log(prior), np.arange(len(y))
+
+        def loss(at):
+            return -log_softmax(self.logits(h, *at), 1)[own, y].mean() + 1e-3 * (at**2).sum()  # bounded if separable
+
+        self.log_slope, self.tau = minimize(loss, np.zeros(2), bounds=[(-4, 4), (-2, 4)]).x
+
+    def logits(self, h, log_slope, tau):
+        return np.exp(log_slope) * h + tau * self.log_prior
+
+    def __call__(self, h):
+        """Probabilities (N, C) of logits h (N, C)."""
+        return softmax(self.logits(h, self.log_slope, self.tau), 1)
+
+
+def confusions(decisions, y, groups, classes):
+    """One confusion matrix per group: (G, C, C), float64. y, decisions, groups: int64 (N,)."""
+    number = np.unique(groups, return_inverse=True)[1]
+    cell = (number * classes + y) * classes + decisions
+    return np.bincount(cell, minlength=(number.max() + 1) * classes**2).reshape(-1, classes, classes).astype(float)
+
+
+def weights(many, draws=DRAWS, seed=0):
+    """How often the bootstrap draws each of `many` groups, yielded in pieces: float64 (50, many)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(0, draws, 50):
+        yield rng.multinomial(many, np.full(many, 1 / many), 50).astype(float)
+
+
+def drawn(by_group, measure, seed=0):
+    """A measure of the bootstrap's confusion matrices: (DRAWS, ...). by_group: (G, C, C); measure: as of `MEASURES`."""
+    flat, shape = by_group.reshape(len(by_group), -1), by_group.shape[1:]
+    return np.concatenate([measure((w @ flat).reshape(-1, *shape)) for w in weights(len(by_group), seed=seed)])
+
+
+def interval(values):
+    """The 95 % percentile interval: [low, high]."""
+    return np.nanquantile(values, [0.025, 0.975], axis=0).tolist()
+
+
+def accuracy(c):
+    return np.trace(c, axis1=-2, axis2=-1) / c.sum((-2, -1))
+
+
+def recall(c):
+    """Recall per class: (..., C); nan where a class has no picture."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.diagonal(c, axis1=-2, axis2=-1) / c.sum(-1)
+
+
+def balanced_accuracy(c):
+    return np.nanmean(recall(c), -1)
+
+
+def macro_f1(c):
+    diagonal, rows = np.diagonal(c, axis1=-2, axis2=-1), c.sum(-1)
+    f1 = 2 * diagonal / np.maximum(rows + c.sum(-2), 1e-12)
+    return np.nanmean(np.where(rows > 0, f1, np.nan), -1)
+
+
+MEASURES = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1}
+
+
+def equal(c):
+    """The confusion matrix as it would be if all classes had equally many pictures: rows sum to 1."""
+    return c / np.maximum(c.sum(-1, keepdims=True), 1)
+
+
+def choose(cost, error, simplicity):
+    """The simplest reading whose validation cost is within one standard error of the least: its name.
+
+    cost: {name: mean validation cost}; error: {name: standard error of its difference to the least}; simplicity: names,
+    simplest first. Source: the one-standard-error rule of Breiman et al. 1984.
+    """
+    least = min(cost, key=cost.get)
+    close = [name for name in cost if cost[name] - cost[least] <= error[name]]
+    return min(close, key=simplicity.index)
+
+
+def images_for(n, cost, gain):
+    """How many more pictures of the smallest class would lower the cost by `gain`: (more, gain per doubling).
+
+    n: pictures of that class; cost: at these, each a sequence of two or more. A line through cost against log2(n),
+    carried on beyond the largest n: a sketch. more is None where the line does not fall, inf where it never gets there.
+    """
+    slope = float(np.polyfit(np.log2(n), cost, 1)[0])
+    if slope >= 0:
+        return None, -slope
+    doublings = gain / -slope
+    return (float("inf") if doublings > 20 else float(max(n) * (2**doublings - 1))), -slope
