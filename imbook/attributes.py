@@ -4,16 +4,19 @@ In a file of its own because these sets are folders of pictures to be decoded, w
 as `imbook.data.Images` in memory: 3 * size^2 bytes an image and 8 bytes a label. Chapter 04 rectifies label by label.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision.datasets import CelebA
 
 from imbook.data import Images, data_root, moments, table
 from imbook.data.pictures import decode
 
 
-def load_celeba(root=None, size=64):
+def load_celeba(root: str | Path | None = None, size: int = 64) -> tuple[Images, Images, Images]:
     """CelebA's official training, validation and test set: three `Images` with 40 labels, each 'no' or 'yes'.
 
     root: the data folder, default `data_root()`. Below it torchvision's layout: celeba/img_align_celeba/000001.jpg ...,
@@ -37,7 +40,9 @@ def load_celeba(root=None, size=64):
     return _sets(parts, (("no", "yes"),) * len(labels), labels, size)
 
 
-def load_deepfashion(root=None, size=64, labels=None, unknown=None):
+def load_deepfashion(
+    root: str | Path | None = None, size: int = 64, labels: Sequence[str] | None = None, unknown: str | None = None
+) -> tuple[Images, Images, Images]:
     """DeepFashion's Category and Attribute Prediction Benchmark, its training, validation and test set: three `Images`.
 
     root: the data folder, default `data_root()`. Below it deepfashion/Img/img/... and the lists
@@ -59,7 +64,7 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
         [row.rsplit(None, 1)[0] for row in _rows(folder / f"Anno/list_{kind}_cloth.txt")]
         for kind in ("category", "attr")
     )
-    there = ("category", *attributes)
+    there: tuple[str, ...] = ("category", *attributes)
     labels = there if labels is None else tuple(labels)
     if (wrong := [name for name in labels if name not in there]) or not labels:
         raise ValueError(f"labels {wrong}: choose at least one of 'category' and the {len(attributes)} attributes")
@@ -75,11 +80,11 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
         picture, *values = row.split()
         if len(values) != len(attributes):
             raise ValueError(f"{picture} has {len(values)} attributes in list_attr_img.txt, not {len(attributes)}")
-        each = {name: value for name, value in zip(attributes, values)} | {"category": number.get(picture, "nothing")}
-        y = [each[name] if name == "category" else meaning.get(each[name], each[name]) for name in labels]
-        if wrong := [(name, value) for name, value in zip(labels, y) if isinstance(value, str)]:
+        each: dict[str, Any] = dict(zip(attributes, values)) | {"category": number.get(picture, "nothing")}
+        y: list[Any] = [each[name] if name == "category" else meaning.get(each[name], each[name]) for name in labels]
+        if unread := [(name, value) for name, value in zip(labels, y) if isinstance(value, str)]:
             raise ValueError(
-                f"{picture} has {wrong[0][1]} for {wrong[0][0]!r}: a category from its list, or one of "
+                f"{picture} has {unread[0][1]} for {unread[0][0]!r}: a category from its list, or one of "
                 f"{', '.join(meaning)} is read; 0 says unknown, pass unknown='no' to count it as no"
             )
         known[picture] = torch.tensor(y, dtype=torch.int16)
@@ -101,7 +106,10 @@ def load_deepfashion(root=None, size=64, labels=None, unknown=None):
     )
 
 
-def load_csv(path, columns, image="image", root=None, size=64, classes=None):
+def load_csv(
+    path: str | Path, columns: Sequence[str], image: str = "image", root: str | Path | None = None, size: int = 64,
+    classes: dict[str, Sequence[str]] | None = None,
+) -> Images:  # fmt: skip
     """Any set of pictures with one label a column, such as X-Domain's: one `Images`.
 
     path: a CSV file with a header. columns: the names of the label columns; their texts are the classes. image: the
@@ -120,7 +128,7 @@ def load_csv(path, columns, image="image", root=None, size=64, classes=None):
     return table(path, image, tuple(columns), root, size, classes=dict(classes or {}))
 
 
-def _rows(path):
+def _rows(path: Path) -> Iterator[str]:
     """The rows of one of DeepFashion's lists: the first line is their number, the second names the columns."""
     if not path.is_file():
         raise FileNotFoundError(
@@ -141,7 +149,7 @@ def _rows(path):
         raise ValueError(f"{path} has {found} rows, its first line says {announced}: unpack the set again")
 
 
-def _fields(path):
+def _fields(path: Path) -> Iterator[list[str]]:
     """The two fields of each row of a list."""
     for k, row in enumerate(_rows(path)):
         if len(fields := row.split()) != 2:
@@ -149,8 +157,11 @@ def _fields(path):
         yield fields
 
 
-def _sets(parts, classes, labels, size):
+def _sets(
+    parts: list[tuple[list[Path], Tensor]], classes: tuple[tuple[str, ...], ...], labels: tuple[str, ...], size: int
+) -> tuple[Images, Images, Images]:
     """One `Images` for each (paths, y), with the mean and standard deviation of the first, the training set."""
     decoded = [decode(paths, size) for paths, _ in parts]
     mean, std = moments(decoded[0])
-    return tuple(Images(x, y, classes, mean, std, labels, gaps=True) for x, (_, y) in zip(decoded, parts))
+    train, valid, test = (Images(x, y, classes, mean, std, labels, gaps=True) for x, (_, y) in zip(decoded, parts))
+    return train, valid, test

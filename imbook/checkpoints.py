@@ -6,20 +6,23 @@ A file is what torch.save writes, followed by 32 bytes, the sha256 of all before
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from imbook import records
+from imbook.data import AnyBatches
 
 
-def write(path, state):
+def write(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state`, a dict of tensors and plain data, to `path`: complete on the disk before it takes the name."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     records.write(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
 
 
-def read(path, device="cpu"):
+def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """What `write` wrote, tensors on `device`. No code in the file is run.
 
     ValueError for a file that is damaged in any way, or that `write` did not write.
@@ -37,7 +40,7 @@ def read(path, device="cpu"):
         raise _damaged(path, error) from error
 
 
-def save(path, identity, parts, train, **more):
+def save(path: str | Path, identity: dict[str, Any], parts: dict[str, Any], train: AnyBatches, **more: Any) -> None:
     """Write a checkpoint of a run.
 
     identity: plain data, equal for two runs only if they are the same; parts: {name: module or optimiser}; train: the
@@ -50,7 +53,7 @@ def save(path, identity, parts, train, **more):
     write(path, dict(identity=identity, **states, **random, **more))
 
 
-def restore(path, identity, parts, train):
+def restore(path: str | Path, identity: dict[str, Any], parts: dict[str, Any], train: AnyBatches) -> dict[str, Any]:
     """Put parts, training set and generators back to what `save` wrote; returns all that is in the file, a dict.
 
     ValueError where the checkpoint is of another run, naming what differs, and where the file is damaged.
@@ -67,7 +70,7 @@ def restore(path, identity, parts, train):
             part.load_state_dict(state[name])
         train.order = state["order"]
         if state["batches"] is not None:
-            train.generator.set_state(state["batches"].cpu())
+            train.generator.set_state(state["batches"].cpu())  # type: ignore[union-attr]
         torch.set_rng_state(state["cpu"].cpu())
         if state["cuda"] is not None and train.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), train.device)
@@ -76,12 +79,12 @@ def restore(path, identity, parts, train):
     return state
 
 
-def elapsed(path):
+def elapsed(path: str | Path | None) -> float:
     """Seconds that the runs before have spent on a checkpoint's epochs, evaluation included; 0.0 without a file."""
     return read(path)["elapsed"] if path is not None and Path(path).exists() else 0.0
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """A value as plain data, whole: `repr` would shorten a long tensor, and then two runs would look the same."""
     if isinstance(value, torch.Tensor):
         return [str(value.dtype), value.tolist()]
@@ -92,17 +95,17 @@ def plain(value):
     return value if isinstance(value, int | float | str | None) else repr(value)
 
 
-def shapes(net):
+def shapes(net: nn.Module) -> dict[str, list[int] | None]:
     """The names and shapes of a network's parameters and buffers: {name: list}, None for one that is not made yet."""
     lazy = torch.nn.parameter.is_lazy
     return {name: None if lazy(t) else list(t.shape) for name, t in net.state_dict(keep_vars=True).items()}
 
 
-def _damaged(path, error):
+def _damaged(path: str | Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged: remove it, then run again ({type(error).__name__}: {error})")
 
 
-def _differences(there, here):
+def _differences(there: Any, here: dict[str, Any]) -> str:
     if not isinstance(there, dict):
         return "of another version of this package"
     flat, its = _flat(here), _flat(there)
@@ -112,7 +115,7 @@ def _differences(there, here):
     return "; ".join(told) + (f"; {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _flat(tree, prefix=""):
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {name: v for k, some in tree.items() for name, v in _flat(some, f"{prefix}.{k}" if prefix else k).items()}

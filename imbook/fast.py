@@ -7,12 +7,17 @@ that do not depend on values, nothing read back by the host, buffers written wit
 
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from imbook.data import AnyBatches
+from imbook.instruments import FeatureGradients
 from imbook.precision import (
     HALF,
     Counters,
@@ -51,13 +56,17 @@ class Step:
     not in memory, and for a precision that the device does not have.
     """
 
-    def __init__(self, net, method, optimiser, train, gradients=None, precision=None, backend=None):
+    def __init__(
+        self, net: nn.Module, method: nn.Module, optimiser: torch.optim.Optimizer, train: AnyBatches,
+        gradients: FeatureGradients | None = None, precision: str | None = None, backend: str | None = None,
+    ) -> None:  # fmt: skip
         if not hasattr(train, "positions"):
             raise ValueError(
                 f"a fast step gathers its images on the device, and {type(train).__name__} reads them one by one: "
                 "train with fast=False, or hold the images in memory (imbook.data.Batches)"
             )
-        self.net, self.method, self.optimiser, self.train, self.gradients = net, method, optimiser, train, gradients
+        self.net, self.method, self.optimiser, self.gradients = net, method, optimiser, gradients
+        self.train: Any = train
         self.device, self.precision = train.device, precision
         check_precision(precision, self.device)
         self.backend = backend or ("inductor" if compiles(net, self.device, precision) else None)
@@ -66,9 +75,11 @@ class Step:
             gradients.scale = self.scaler.scale
         # On CUDA fused SGD reads a rate of float32 only.
         self.rate = torch.zeros((), dtype=torch.float32 if self.captures else torch.float64, device=self.device)
-        self.graphs, self.fixed, self.pool = {}, None, None
+        self.graphs: dict[int, Captured] = {}
+        self.fixed: Any = None
+        self.pool: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Step":
         self.within = ExitStack()
         self.within.enter_context(switches(self.precision))
         if self.precision in HALF and self.captures:  # half precision is slower than float32 in the other format
@@ -77,15 +88,15 @@ class Step:
             self.within.enter_context(compiled_blocks(self.net, self.train.batch, self.backend))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.within.close()
 
     @property
-    def captures(self):
+    def captures(self) -> bool:
         """Whether this device replays graphs."""
         return self.device.type == "cuda"
 
-    def epoch(self, losses):
+    def epoch(self, losses: Tensor) -> None:
         """The steps of one pass over the training set; losses[b] becomes that of batch b. Waits for nothing."""
         for group in self.optimiser.param_groups:
             self.rate.fill_(group["lr"])
@@ -101,7 +112,7 @@ class Step:
         for graph in self.graphs.values():
             graph.count()
 
-    def __call__(self, i):
+    def __call__(self, i: Tensor) -> Tensor:
         """One step on the batch at positions i (B,); returns the loss, a scalar that the next step overwrites."""
         if not self.captures:
             return self.run(i)
@@ -109,7 +120,7 @@ class Step:
             self.graphs[len(i)] = self.capture(i.clone())
         return self.graphs[len(i)].replay(i)
 
-    def run(self, i):
+    def run(self, i: Tensor) -> Tensor:
         """The step itself, operation by operation."""
         x, y = self.train.take(i)
         with autocast(self.precision, self.device):
@@ -122,7 +133,7 @@ class Step:
             self.scaler.step(loss, self.optimiser)
         return loss.detach()
 
-    def capture(self, i):
+    def capture(self, i: Tensor) -> "Captured":
         """The graph of a step on batches as large as i (B,): nothing is trained by it."""
         counters, graph = Counters(self.net), self.new_graph()
         with _timed_algorithms(), graph.aside():
@@ -142,7 +153,7 @@ class Step:
             kept = (self.gradients.norms, self.gradients.labels) if self.gradients else ()
             return Captured(graph, i, loss, [(some, some[-1]) for some in kept], counters, numbers)
 
-    def check(self, i, counters):
+    def check(self, i: Tensor, counters: Counters) -> list[int]:
         """One step under `Watch`, which leaves nothing behind; returns what it adds to each of the counters.
 
         `CaptureError` naming each operation for which the host would wait. Nothing can be compiled under a watch, so
@@ -161,20 +172,20 @@ class Step:
             )
         return [b - a for a, b in zip(before, after)]
 
-    def warm_up(self, i):
+    def warm_up(self, i: Tensor) -> None:
         """Two steps that leave nothing behind: what is compiled, or timed, is so afterwards."""
         with self.untouched():
             for _ in range(2):
                 self.run(i)
 
-    def new_graph(self):
+    def new_graph(self) -> "Graph":
         return Graph(self.device, self.pool, self.train.generator)
 
-    def new_pool(self):
+    def new_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
     @contextmanager
-    def untouched(self):
+    def untouched(self) -> Iterator[None]:
         """Within it steps may run: afterwards network, method, momentum and random numbers are as they were."""
         tensors = [*self.tensors(), *self.momentum()]
         saved = [t.detach().clone() for t in tensors]
@@ -192,16 +203,16 @@ class Step:
             if self.gradients:
                 del self.gradients.norms[noted:], self.gradients.labels[noted:]
 
-    def tensors(self):
+    def tensors(self) -> list[Tensor]:
         """All parameters and buffers of network, method and scaler."""
         modules = [m for m in (self.net, self.method, self.scaler) if m is not None]
         return [t for m in modules for some in (m.parameters(), m.buffers()) for t in some]
 
-    def momentum(self):
+    def momentum(self) -> list[Tensor]:
         """The optimiser's buffers."""
         return [s["momentum_buffer"] for s in self.optimiser.state.values() if s.get("momentum_buffer") is not None]
 
-    def what_is_fixed(self):
+    def what_is_fixed(self) -> tuple[Any, ...]:
         """What a graph has taken as it was at capture: where tensors lie, and the method's plain attributes."""
         own = {k: v for k, v in vars(self.method).items() if not k.startswith("_")}
         loose = [v for v in own.values() if isinstance(v, torch.Tensor)]
@@ -213,11 +224,11 @@ class Step:
 class Graph:
     """A CUDA graph of one function."""
 
-    def __init__(self, device, pool, generator):
+    def __init__(self, device: torch.device, pool: Any, generator: torch.Generator | None) -> None:
         self.graph, self.device, self.pool, self.generator = torch.cuda.CUDAGraph(), device, pool, generator
 
     @contextmanager
-    def aside(self):
+    def aside(self) -> Iterator[None]:
         """Within it work goes to another stream, as before a capture."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -225,7 +236,7 @@ class Graph:
             yield
         torch.cuda.current_stream().wait_stream(stream)
 
-    def record(self, work):
+    def record(self, work: Callable[[], Tensor]) -> Tensor:
         """Capture a function; returns what it returned, tensors that each replay overwrites."""
         if self.generator is not None:
             with warnings.catch_warnings():  # newer versions of torch do this by themselves, and say so
@@ -239,7 +250,7 @@ class Graph:
             torch.cuda.set_stream(outside)
             raise
 
-    def replay(self):
+    def replay(self) -> None:
         self.graph.replay()
 
 
@@ -248,11 +259,14 @@ class Captured:
     numbers by which a step raises BatchNorm's counters.
     """
 
-    def __init__(self, graph, i, loss, noted, counters, numbers):
+    def __init__(
+        self, graph: Graph, i: Tensor, loss: Tensor, noted: list[tuple[list[Tensor], Tensor]], counters: Counters,
+        numbers: list[int],
+    ) -> None:  # fmt: skip
         self.graph, self.i, self.loss, self.noted = graph, i, loss, noted
         self.counters, self.numbers, self.replays = counters, numbers, 0
 
-    def replay(self, i):
+    def replay(self, i: Tensor) -> Tensor:
         self.i.copy_(i)
         self.graph.replay()
         for kept, static in self.noted:
@@ -260,7 +274,7 @@ class Captured:
         self.replays += 1
         return self.loss
 
-    def count(self):
+    def count(self) -> None:
         """Add the steps since the last call to the counters."""
         self.counters.add([number * self.replays for number in self.numbers])
         self.replays = 0
@@ -273,11 +287,13 @@ class Watch(TorchDispatchMode):
     values (item, if, equal), or that copy between devices.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.waits = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if _waits(func, args, kwargs, out):
@@ -285,7 +301,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def _waits(func, args, kwargs, out):
+def _waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
     tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
     copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
     if copies and len({t.device.type for t in tensors}) > 1:
@@ -297,9 +313,9 @@ def _waits(func, args, kwargs, out):
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
 
-def _place(error):
+def _place(error: Exception) -> str:
     """The line of the method, or of the network, in which a capture broke off; ending it may have raised once more."""
-    chain = [error]
+    chain: list[BaseException] = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
     frames = [f for e in reversed(chain) for f in reversed(traceback.extract_tb(e.__traceback__))]
@@ -308,12 +324,12 @@ def _place(error):
     return f"{last.line!r} ({last.filename}, line {last.lineno})"
 
 
-def _generator(device):
+def _generator(device: torch.device) -> torch.Generator | None:
     return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
 
 
 @contextmanager
-def _timed_algorithms():
+def _timed_algorithms() -> Iterator[None]:
     """cuDNN times its algorithms at the first call of each convolution in a process, and keeps the fastest.
 
     A convolution that was called before, untimed, keeps what it had.

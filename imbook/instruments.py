@@ -1,6 +1,9 @@
 """Instruments: what is measured of a training run while it runs, and changes nothing in it."""
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 
 class FeatureGradients:
@@ -17,28 +20,28 @@ class FeatureGradients:
     labels an image. Derived in chapter 07.
     """
 
-    def __init__(self, net, method, stage, n):
+    def __init__(self, net: nn.Module, method: nn.Module, stage: str, n: Tensor | tuple[Tensor, ...]) -> None:
         if isinstance(n, tuple):
             raise ValueError(f"gradients a class need one label an image, here are {len(n)}: leave out the instrument")
         names = [name for name, _ in net.named_modules() if name]
         if stage not in names:
             raise ValueError(f"stage {stage!r}: choose from {', '.join(names)}")
         self.net, self.method, self.stage, self.classes = net, method, stage, len(n)
-        self.scale = None  # a scalar tensor where the loss is scaled before it is differentiated
+        self.scale: Tensor | None = None  # a scalar tensor where the loss is scaled before it is differentiated
         self.norms, self.labels = [], []  # of each batch, (B,): summed by `take`, so that a step has one operation more
 
-    def __enter__(self):
+    def __enter__(self) -> "FeatureGradients":
         self.hooks = [
             self.method.register_forward_pre_hook(self._note_labels),
             self.net.get_submodule(self.stage).register_forward_hook(self._note_features),
         ]
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def take(self):
+    def take(self) -> list[float]:
         """The mean norms, a list of C floats (nan for a class without samples); counting starts anew."""
         sizes = torch.tensor([len(y) for y in self.labels])
         norm, y = torch.cat(self.norms).double(), torch.cat(self.labels)
@@ -50,10 +53,10 @@ class FeatureGradients:
         self.norms.clear(), self.labels.clear()
         return (sums[0] / sums[1]).tolist()
 
-    def _note_labels(self, method, arguments):
+    def _note_labels(self, method: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.y = arguments[2]
 
-    def _note_features(self, stage, arguments, z):
+    def _note_features(self, stage: nn.Module, arguments: tuple[Any, ...], z: Tensor) -> None:
         if not torch.is_grad_enabled():  # an evaluation
             return
         if not z.requires_grad or len(z) != len(self.y):
@@ -64,7 +67,7 @@ class FeatureGradients:
         y = self.y
         z.register_hook(lambda g: self._add(g, y))
 
-    def _add(self, g, y):
+    def _add(self, g: Tensor, y: Tensor) -> None:
         wide = torch.promote_types(g.dtype, torch.float32)  # squares overflow in half precision
         norm = torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim)), dtype=wide)
         self.norms.append(norm if self.scale is None else norm / self.scale)

@@ -5,10 +5,15 @@ it is given the labels that occur. A class that has samples and is never predict
 Chapter 01 says which of the metrics lie.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
+
+Matrix = Tensor | Sequence[Sequence[float]]  # (C, C), as a record holds it too
 
 
-def confusion(scores, y):
+def confusion(scores: Tensor, y: Tensor) -> Tensor:
     """How often each true class (row) was predicted as each class (column): int64 (C, C).
 
     scores: (N, C), or predicted classes (N,) with C the largest label of both + 1; y: int64 (N,). A class without
@@ -29,25 +34,25 @@ def confusion(scores, y):
     return counts.view(classes, classes)
 
 
-def accuracy(matrix):
+def accuracy(matrix: Matrix) -> float:
     """The share of samples predicted right: a float in [0, 1]. Classes without samples have no part in it."""
     matrix = _float(matrix)
     return (matrix.diagonal().sum() / matrix.sum()).item()
 
 
-def recall(matrix):
+def recall(matrix: Matrix) -> Tensor:
     """Recall per class (its accuracy, or sensitivity): float64 (C,); nan where a class has no samples."""
     matrix = _float(matrix)
     return matrix.diagonal() / matrix.sum(1)
 
 
-def precision(matrix):
+def precision(matrix: Matrix) -> Tensor:
     """Precision per class: float64 (C,); 0 where a class is never predicted, nan where it has no samples."""
     matrix = _float(matrix)
     return _where_there_are_samples(matrix.diagonal() / matrix.sum(0).clamp(min=1), matrix)
 
 
-def f1(matrix):
+def f1(matrix: Matrix) -> Tensor:
     """F1 per class, the harmonic mean of precision and recall: float64 (C,); nan where a class has no samples.
 
     0 where precision and recall are 0.
@@ -56,17 +61,17 @@ def f1(matrix):
     return _where_there_are_samples(2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1), matrix)
 
 
-def macro_f1(matrix):
+def macro_f1(matrix: Matrix) -> float:
     """Mean F1 over the classes that have samples: a float in [0, 1]."""
     return f1(matrix).nanmean().item()
 
 
-def balanced_accuracy(matrix):
+def balanced_accuracy(matrix: Matrix) -> float:
     """Mean recall over the classes that have samples: a float in [0, 1]. Source: Brodersen et al. 2010."""
     return recall(matrix).nanmean().item()
 
 
-def g_mean(matrix):
+def g_mean(matrix: Matrix) -> float:
     """Geometric mean of the recalls of the classes that have samples: a float in [0, 1].
 
     0 as soon as one of them is never found.
@@ -77,7 +82,7 @@ def g_mean(matrix):
     return by_class[~by_class.isnan()].log().mean().exp().item()
 
 
-def auprc(scores, y):
+def auprc(scores: Tensor, y: Tensor) -> Tensor:
     """Area under the precision-recall curve per class, one against the rest, as average precision: float64 (C,).
 
     scores: (N, C), comparable from sample to sample: probabilities, not logits (these are defined only up to a constant
@@ -95,7 +100,7 @@ def auprc(scores, y):
     )
 
 
-def calibration_error(scores, y, bins=15):
+def calibration_error(scores: Tensor, y: Tensor, bins: int = 15) -> float:
     """Expected calibration error of the softmax of the scores: a float in [0, 1].
 
     scores: logits (N, C); y: (N,); equally wide bins of confidence; the mean over samples of |accuracy - confidence|
@@ -108,7 +113,7 @@ def calibration_error(scores, y, bins=15):
     return (gap.abs().sum() / len(y)).item()
 
 
-def summary(scores, y):
+def summary(scores: Tensor, y: Tensor) -> dict[str, float]:
     """All single numbers of this module for one label.
 
     accuracy, balanced_accuracy, macro_f1, g_mean, macro_auprc, calibration_error. Means over classes leave out those
@@ -125,9 +130,9 @@ def summary(scores, y):
     }
 
 
-def _where_there_are_samples(values, matrix):
+def _where_there_are_samples(values: Tensor, matrix: Tensor) -> Tensor:
     return torch.where(matrix.sum(1) > 0, values, torch.nan)
 
 
-def _float(matrix):
+def _float(matrix: Matrix) -> Tensor:
     return torch.as_tensor(matrix).double()

@@ -10,13 +10,16 @@ what the classifier is given.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
-def mlp(inputs, classes, width=64):
+def mlp(inputs: int, classes: int | tuple[int, ...], width: int = 64) -> nn.Sequential:
     """Two hidden layers: flat, stage1, stage2, head. Input (B, ...) with `inputs` numbers a sample; logits (B, C)."""
     return _stages(
         flat=nn.Flatten(),
@@ -26,7 +29,7 @@ def mlp(inputs, classes, width=64):
     )
 
 
-def lenet(classes=10, channels=1, size=28):
+def lenet(classes: int | tuple[int, ...] = 10, channels: int = 1, size: int = 28) -> nn.Sequential:
     """LeNet-5 with ReLU and max pooling: stage1, stage2, stage3, head. Input (B, channels, size, size); logits (B, C).
 
     Source: LeCun et al. 1998 (layer widths 6, 16, 120, 84; 61,706 parameters for 28 x 28).
@@ -42,12 +45,15 @@ def lenet(classes=10, channels=1, size=28):
     )
 
 
-def dos_net_large(classes=10, channels=3, size=32):
+def dos_net_large(classes: int | tuple[int, ...] = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
     """`dos_net` in its larger form, C20-C50-F500-F120."""
     return dos_net(classes, channels, size, (20, 50), (500, 120))
 
 
-def dos_net(classes=10, channels=1, size=28, maps=(6, 16), units=(400, 120)):
+def dos_net(
+    classes: int | tuple[int, ...] = 10, channels: int = 1, size: int = 28, maps: tuple[int, int] = (6, 16),
+    units: tuple[int, int] = (400, 120),
+) -> nn.Sequential:  # fmt: skip
     """The networks of deep over-sampling, written C6-C16-F400-F120 and C20-C50-F500-F120.
 
     Stages: stage1, stage2, stage3, stage4, head.
@@ -72,7 +78,7 @@ class Block(nn.Module):
     The shortcut is option A: every second pixel, zero channels.
     """
 
-    def __init__(self, inputs, maps, stride):
+    def __init__(self, inputs: int, maps: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, maps, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(maps)
@@ -80,7 +86,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(maps)
         self.stride, self.extra = stride, (maps - inputs) // 2
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         z = F.relu(self.bn1(self.conv1(x)), inplace=True)
         z = self.bn2(self.conv2(z))
         if self.extra:
@@ -88,7 +94,7 @@ class Block(nn.Module):
         return F.relu(z + x, inplace=True)
 
 
-def resnet(depth, classes=10, channels=3):
+def resnet(depth: int, classes: int | tuple[int, ...] = 10, channels: int = 3) -> nn.Sequential:
     """A residual network for 32 x 32 images: stem, stage1, stage2, stage3, pool, head.
 
     depth: 8, 14, 20, 32, ... = 6 k + 2; ValueError for another. Kaiming-normal weights.
@@ -114,17 +120,17 @@ def resnet(depth, classes=10, channels=3):
     return net.to(memory_format=torch.channels_last)  # convolutions then work in this format: 1.1 to 1.3 times faster
 
 
-def resnet8(classes=10, channels=3):
+def resnet8(classes: int | tuple[int, ...] = 10, channels: int = 3) -> nn.Sequential:
     """`resnet` with 8 layers."""
     return resnet(8, classes, channels)
 
 
-def resnet32(classes=10, channels=3):
+def resnet32(classes: int | tuple[int, ...] = 10, channels: int = 3) -> nn.Sequential:
     """`resnet` with 32 layers: 464,154 parameters for 10 classes."""
     return resnet(32, classes, channels)
 
 
-def classifier(net):
+def classifier(net: nn.Module) -> str:
     """The name of the network's classifier, as in `net.named_modules()`: 'head', or the last linear layer there is.
 
     'head' (or the last linear layer within it) where the network has a submodule of that name, else the last nn.Linear
@@ -137,7 +143,7 @@ def classifier(net):
     raise ValueError(f"{type(net).__name__} has no linear layer to classify: name the layer that does it 'head'")
 
 
-def replace_classifier(net, classes, name=None):
+def replace_classifier(net: nn.Module, classes: int | Sequence[int] | nn.Module, name: str | None = None) -> nn.Module:
     """Put a new classifier in the place of the old one, in any network; returns the network.
 
     classes: C for nn.Linear(D, C), a tuple of numbers for `Heads`, or the layer itself, such as CosineHead(D, C), D
@@ -164,23 +170,24 @@ def replace_classifier(net, classes, name=None):
     return net
 
 
-def features(net, x, stage=None):
+def features(net: nn.Module, x: Tensor, stage: str | None = None) -> Tensor:
     """z, what `stage` puts out for x, the features that the classifier is given where stage is None: (B, ...).
 
     The network runs as far as that stage, where it is called for the first time: what comes later is neither computed
     nor, as BatchNorm is, updated. ValueError as `tap`.
     """
 
-    def stop(z):
+    def stop(z: Tensor) -> Tensor:
         raise _Reached(z)
 
     try:
         tap(net, x, {stage: stop})
     except _Reached as reached:
-        return reached.z
+        found = reached.z
+    return found
 
 
-def tap(net, x, changes):
+def tap(net: nn.Module, x: Tensor, changes: Mapping[str | None, Callable[[Tensor], Tensor]]) -> Any:
     """net(x), where what some stages put out is replaced on its way: h (B, C), or a tuple of logits.
 
     changes: {stage: function}; each function is given what its stage puts out, z (B, ...), and returns what goes on
@@ -201,7 +208,7 @@ def tap(net, x, changes):
 class _Reached(Exception):
     """Ends the pass of `features`: the stage is reached."""
 
-    def __init__(self, z):
+    def __init__(self, z: Tensor) -> None:
         super().__init__()
         self.z = z
 
@@ -209,21 +216,22 @@ class _Reached(Exception):
 class _Taps:
     """The hooks of one pass, and what they have seen: {stage: (what it put out, the version of that tensor)}."""
 
-    def __init__(self, net, rows, changes):
-        self.net, self.rows, self.changes, self.seen, self.busy = net, rows, changes, {}, False
+    def __init__(self, net: nn.Module, rows: int, changes: Mapping[str | None, Callable[[Tensor], Tensor]]) -> None:
+        self.net, self.rows, self.changes, self.busy = net, rows, changes, False
+        self.seen: dict[str | None, tuple[Tensor, int | None]] = {}
         layers = {s: net.get_submodule(classifier(net)) if s is None else _submodule(net, s) for s in self._stages()}
         self.hooks = [self._before(layer) if s is None else self._after(layer, s) for s, layer in layers.items()]
 
-    def _stages(self):
+    def _stages(self) -> list[str | None]:
         return [stage for stage in self.changes if stage != "input"]
 
-    def _before(self, layer):
+    def _before(self, layer: nn.Module) -> RemovableHandle:
         return layer.register_forward_pre_hook(lambda _, given: (self._apply(None, given[0]), *given[1:]))
 
-    def _after(self, layer, stage):
+    def _after(self, layer: nn.Module, stage: str | None) -> RemovableHandle:
         return layer.register_forward_hook(lambda _, given, z: self._apply(stage, z))
 
-    def _apply(self, stage, z):
+    def _apply(self, stage: str | None, z: Any) -> Any:
         if self.busy:  # a change calls the network itself
             return z
         if not isinstance(z, torch.Tensor) or z.ndim < 1 or len(z) != self.rows:
@@ -237,7 +245,7 @@ class _Taps:
         self.seen[stage] = z, None if z.is_inference() else z._version
         return out
 
-    def finish(self, h):
+    def finish(self, h: Any) -> Any:
         """h, once all is well."""
         for stage in self._stages():
             if stage not in self.seen:
@@ -247,15 +255,15 @@ class _Taps:
                 raise ValueError(f"{self._name(stage)} puts out what the next layer overwrites: name that next layer")
         return h
 
-    def remove(self):
+    def remove(self) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def _name(self, stage):
+    def _name(self, stage: str | None) -> str:
         return f"the input of {classifier(self.net)!r}" if stage is None else f"stage {stage!r}"
 
 
-def _submodule(net, name):
+def _submodule(net: nn.Module, name: str) -> nn.Module:
     """The submodule of that name. ValueError that lists the names there are."""
     there = dict(net.named_modules())
     if name in there and name != "":
@@ -272,14 +280,14 @@ class CosineHead(nn.Linear):
     Source: the normalised head of Cao et al. 2019. Put it in place with `replace_classifier(net, CosineHead(D, C))`.
     """
 
-    def __init__(self, features, classes):
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__(features, classes, bias=False)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         with torch.no_grad():
             self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1)))  # (C, D), rows of length 1
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         return F.linear(F.normalize(z), F.normalize(self.weight))
 
 
@@ -289,24 +297,24 @@ class Heads(nn.Linear):
     classes: the numbers C_j, each at least 2. One linear layer whose outputs are cut: as fast as a single classifier.
     """
 
-    def __init__(self, features, classes):
+    def __init__(self, features: int, classes: Sequence[int]) -> None:
         if not classes or min(classes) < 2:
             raise ValueError(f"classes {tuple(classes)}: one number a label, each at least 2")
         super().__init__(features, sum(classes))
         self.classes = tuple(classes)
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return super().forward(z).split(self.classes, 1)
 
 
-def prior_bias(net, classes):
+def prior_bias(net: nn.Module, classes: int) -> nn.Module:
     """Start the classifier as CDB's released code does; returns the network.
 
     The weight is drawn anew by torch's default for nn.Linear, from the global generator; the bias is
     -log((1 - p) / p), p = 1 / classes. ValueError for several labels per image, which that code does not have, and for
     a classifier without a bias.
     """
-    layer = net.get_submodule(classifier(net))
+    layer: Any = net.get_submodule(classifier(net))
     if isinstance(layer, Heads) or getattr(layer, "bias", None) is None:
         raise ValueError(
             f"the prior bias is for one label per image and a classifier with a bias, here is {layer}: choose a "
@@ -318,9 +326,9 @@ def prior_bias(net, classes):
     return net
 
 
-def _head(features, classes):
+def _head(features: int, classes: Any) -> nn.Linear:
     return Heads(features, classes) if isinstance(classes, tuple) else nn.Linear(features, classes)
 
 
-def _stages(**stages):
+def _stages(**stages: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(stages))

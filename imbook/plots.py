@@ -4,20 +4,27 @@ Classes are coloured from head (dark) to tail (light) by one palette that colour
 seaborn's colour-blind palette in the order they come in.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
 
-def palette(classes):
+def palette(classes: int) -> list[tuple[float, float, float]]:
     """Colours from head to tail: a list of `classes` RGB triples, dark to light, never near white."""
     return [colormaps["viridis"](v)[:3] for v in np.linspace(0, 0.88, classes)]
 
 
-def class_sizes(n, names=None, ax=None, log=True):
+def class_sizes(
+    n: Tensor | Sequence[int], names: Sequence[str] | None = None, ax: Axes | None = None, log: bool = True
+) -> Axes:
     """Bars of the images a class, in the order given. n: (C,) counts; names: C labels; log: logarithmic axis."""
     ax = _axes(ax)
     n = [int(v) for v in n]
@@ -32,7 +39,7 @@ def class_sizes(n, names=None, ax=None, log=True):
     return ax
 
 
-def strip(runs, metric="balanced_accuracy", ax=None):
+def strip(runs: pd.DataFrame, metric: str = "balanced_accuracy", ax: Axes | None = None) -> Axes:
     """One point a run and a bar at the mean, a row a method.
 
     runs: `imbook.results.frame`; metric: one of its columns.
@@ -59,7 +66,7 @@ def strip(runs, metric="balanced_accuracy", ax=None):
     return ax
 
 
-def recall_by_size(runs, ax=None):
+def recall_by_size(runs: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard error.
 
     runs: `imbook.results.frame`; ranks are taken run by run, since the tail may be another class in each. Of several
@@ -77,7 +84,7 @@ def recall_by_size(runs, ax=None):
     return ax
 
 
-def curves(rows, column, ax=None, scale=100):
+def curves(rows: pd.DataFrame, column: str, ax: Axes | None = None, scale: float = 100) -> Axes:
     """Mean over the runs against the epoch, band of one standard deviation, a line a method.
 
     rows: `imbook.results.curves`; column: one of its columns, where a list of numbers counts as their mean (of several
@@ -89,7 +96,7 @@ def curves(rows, column, ax=None, scale=100):
     return ax
 
 
-def confusion(matrix, names=None, ax=None):
+def confusion(matrix: Any, names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """The confusion matrix, each row as shares of its true class. matrix: (C, C) counts, rows the true classes."""
     ax = _axes(ax, width=4.6, height=4)
     matrix = np.asarray(matrix, dtype=float)
@@ -104,7 +111,10 @@ def confusion(matrix, names=None, ax=None):
     return ax
 
 
-def decision_regions(net, x, y, ax=None, margin=0.6, lines=200, shift=None):
+def decision_regions(
+    net: nn.Module, x: Tensor, y: Tensor, ax: Axes | None = None, margin: float = 0.6, lines: int = 200,
+    shift: Tensor | None = None,
+) -> Axes:  # fmt: skip
     """The regions that a network on the plane assigns to each class, and the points. x: float (N, 2); y: int64 (N,).
 
     shift: (C,) subtracted from the logits before the largest is taken (a moved threshold).
@@ -120,25 +130,25 @@ def decision_regions(net, x, y, ax=None, margin=0.6, lines=200, shift=None):
     ax.contourf(grid_x, grid_y, region, levels=levels, colors=colours, alpha=0.25)
     ax.contour(grid_x, grid_y, region, levels=levels[1:-1], colors="black", linewidths=1.2)
     for c, colour in enumerate(colours):
-        ax.scatter(*x[y == c].T, s=14, color=colour, edgecolor="white", linewidth=0.3, label=f"class {c}")
+        ax.scatter(x[y == c, 0], x[y == c, 1], s=14, color=colour, edgecolor="white", linewidth=0.3, label=f"class {c}")
     ax.set(xlabel="$x_1$", ylabel="$x_2$", xlim=(left, right), ylim=(low, high))
     return ax
 
 
-def _axes(ax, width=6.4, height=3.4):
+def _axes(ax: Axes | None, width: float = 6.4, height: float = 3.4) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def _mean(value):
-    return np.mean([_mean(v) for v in value]) if isinstance(value, list) else np.mean(value)
+def _mean(value: Any) -> float:
+    return float(np.mean([_mean(v) for v in value] if isinstance(value, list) else value))
 
 
-def _methods(labels):
+def _methods(labels: list[str]) -> dict[str, Any]:
     few = len(labels) <= 10  # the palette for colour-blind readers has ten colours and would repeat them
     return dict(zip(labels, sns.color_palette("colorblind" if few else "husl", len(labels))))
 
 
-def _band(points, x, y, ax, errorbar="sd", **line):
+def _band(points: pd.DataFrame, x: str, y: str, ax: Axes | None, errorbar: str = "sd", **line: Any) -> Axes:
     ax = _axes(ax)
     labels = list(dict.fromkeys(points["label"]))
     sns.lineplot(

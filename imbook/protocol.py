@@ -31,14 +31,14 @@ class Protocol:
     prior_bias: bool = False
     watch: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.watch) < 1 or self.lr <= 0 or not 0 <= self.warmup < self.epochs:
             raise ValueError(f"{self}: epochs, batch and watch start at 1, lr above 0, and warmup ends before epochs")
         if self.cosine and self.milestones:
             raise ValueError(f"{self}: a cosine schedule has no milestones")
 
 
-def learning_rate(protocol, epoch):
+def learning_rate(protocol: Protocol, epoch: int) -> float:
     """The learning rate of one epoch (0, 1, ...): a pure function of the protocol.
 
     >>> p = Protocol("demo", epochs=200, lr=0.1, warmup=5, milestones=(160, 180), decay=0.01)

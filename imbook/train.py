@@ -6,14 +6,17 @@ Chapter 02 builds `fit` line by line.
 import inspect
 import logging
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imbook import checkpoints
+from imbook.data import AnyBatches
 from imbook.fast import Step, describe
 from imbook.instruments import FeatureGradients
 from imbook.metrics import confusion, recall
@@ -33,28 +36,31 @@ class Method(nn.Module):
 
     version = 1
     needs_valid = False  # whether update() measures on a held-out balanced set
-    readings = {}  # {name: Method}: other ways to predict from the same network, set by finish()
+    readings: Mapping[str, "Method"] = {}  # by name: other ways to predict from the same network, set by finish()
     several_labels = False  # whether y may be (B, labels) and net(x) a tuple
 
-    def __new__(cls, *given, **named):
+    def __new__(cls, *given: Any, **named: Any) -> "Method":
         made = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(None, *given, **named)
         bound.apply_defaults()
         cls._check_labels(bound.arguments.get("n"))
         its = {k: v for k, v in bound.arguments.items() if k != "self"}
         made.arguments = checkpoints.plain(its)  # by them a checkpoint knows its run
-        made._made_with, made._fitted = (given, named), False
+        made._made_with, made._fitted = (given, named), False  # type: ignore[assignment]
         return made
 
     @classmethod
-    def _check_labels(cls, n):
+    def _check_labels(cls, n: Any) -> None:
         if isinstance(n, tuple) and not cls.several_labels:
             raise ValueError(
                 f"{cls.__name__} is for one label an image, here are {len(n)}: choose a method whose several_labels is "
                 "True, such as CrossEntropy"
             )
 
-    def restart(self):
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any: ...  # buffers and layers are of many types
+
+    def restart(self) -> None:
         """Make the method anew, in place, from the arguments it was made with: what training left in it is gone.
 
         `fit` does so for a method that was fitted before. Random weights of the method's own layers are drawn anew from
@@ -69,23 +75,23 @@ class Method(nn.Module):
             )
         vars(self).clear()
         vars(self).update(own, _fitted=False)
-        self.__init__(*given, **named)
+        self.__init__(*given, **named)  # type: ignore[misc]
 
-    def visits(self, n, epoch):
+    def visits(self, n: Any, epoch: int) -> int:
         """How many images epoch `epoch` (0, 1, ...) visits: an integer, N unless the method changes `train.order`.
 
         n: as the method's own. Training steps are counted by it (`imbook.experiments.steps`).
         """
         return int((n[0] if isinstance(n, tuple) else n).sum())
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         """The loss of a batch, a scalar.
 
         x: (B, channels, height, width); y: (B,), or (B, labels); i: (B,) positions in the training set.
         """
         raise NotImplementedError
 
-    def update(self, epoch, net, train, valid):
+    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None) -> dict[str, Any]:
         """Called before each epoch (0, 1, ...): returns a dict to log beside the curve.
 
         No gradient, network in evaluation mode. Random numbers may be drawn from torch's global generator: it is seeded
@@ -94,36 +100,36 @@ class Method(nn.Module):
         """
         return {}
 
-    def finish(self, net, train):
+    def finish(self, net: nn.Module, train: AnyBatches) -> None:
         """Called after the last epoch and before the last evaluation, under the conditions of `update`.
 
         For what is fitted to the trained network. It may set `readings`: a record holds an evaluation of each. What it
         makes is in no checkpoint: resuming a finished run calls it again, so it must depend on net and train alone.
         """
 
-    def predict(self, net, x):
+    def predict(self, net: nn.Module, x: Tensor) -> Any:
         """The scores that evaluation uses: (B, C), or a tuple of them for several labels an image."""
         return net(x)
 
 
 def fit(
-    net,
-    method,
-    train,
-    valid=None,
-    test=None,
+    net: nn.Module,
+    method: Method,
+    train: AnyBatches,
+    valid: AnyBatches | None = None,
+    test: AnyBatches | None = None,
     *,
-    protocol,
-    seed=0,
-    parameters=None,
-    groups=None,
-    instrument=None,
-    checkpoint=None,
-    every=10,
-    tick=None,
-    fast=False,
-    precision=None,
-):
+    protocol: Protocol,
+    seed: int = 0,
+    parameters: Iterable[nn.Parameter] | None = None,
+    groups: Tensor | None = None,
+    instrument: str | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 10,
+    tick: Callable[[int, dict[str, Any] | None], Any] | None = None,
+    fast: bool = False,
+    precision: str | None = None,
+) -> list[dict[str, Any]]:
     """Train `net` with `method` under `protocol`; returns the curve, a list of dicts, one per evaluated epoch.
 
     train, valid, test: `imbook.data.Batches` or `imbook.data.Loader`, the last two optional. seed: of torch's global
@@ -158,7 +164,7 @@ def fit(
         raise ValueError(f"precision {precision!r} is for fast steps: fit(..., fast=True)")
     if method._fitted:
         method.restart()
-    method._fitted = True
+    method._fitted = True  # type: ignore[assignment]
     device = train.device
     net.to(device), method.to(device)
     _check_weights(net)
@@ -166,7 +172,7 @@ def fit(
     if protocol.prior_bias:
         prior_bias(net, len(train.n))
     frozen = parameters is not None
-    trained = list(parameters) if frozen else list(net.parameters())
+    trained = list(net.parameters() if parameters is None else parameters)
     optimiser = torch.optim.SGD(
         _decay_groups(net, [*trained, *method.parameters()], protocol),
         lr=protocol.lr,
@@ -175,10 +181,11 @@ def fit(
     )
     parts = dict(net=net, method=method, optimiser=optimiser)
     curve, start, spent, before, begun = [], 0, 0.0, 0.0, time.perf_counter()
+    step: Any
 
-    def save(epoch):
-        elapsed = before + time.perf_counter() - begun
-        checkpoints.save(checkpoint, identity, parts, train, epoch=epoch, spent=spent, elapsed=elapsed, curve=curve)
+    def save(epoch: int) -> None:
+        more: Any = dict(epoch=epoch, spent=spent, elapsed=before + time.perf_counter() - begun, curve=curve)
+        checkpoints.save(checkpoint, identity, parts, train, **more)  # type: ignore[arg-type]
 
     with (
         _each_once(train),
@@ -249,7 +256,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(net, batches, method=None):
+def evaluate(net: nn.Module, batches: AnyBatches, method: Method | None = None) -> tuple[Any, Tensor]:
     """The scores of all samples in order, in evaluation mode: scores (N, C) and labels (N,); modes are put back.
 
     Scores are `method.predict(net, x)`, or net(x) without a method; for several labels per image a tuple of (N, C_j).
@@ -263,11 +270,13 @@ def evaluate(net, batches, method=None):
     finally:
         for m, mode in zip(modules, modes):
             m.training = mode
-    scores = tuple(map(torch.cat, zip(*scores))) if isinstance(scores[0], tuple) else torch.cat(scores)
-    return scores, torch.cat(labels)
+    joined = tuple(map(torch.cat, zip(*scores))) if isinstance(scores[0], tuple) else torch.cat(scores)
+    return joined, torch.cat(labels)
 
 
-def group_recall(scores, y, classes, groups=None):
+def group_recall(
+    scores: Tensor | tuple[Tensor, ...], y: Tensor, classes: int, groups: Tensor | None = None
+) -> list[Any]:
     """Mean recall of the classes in each group, a list; for several labels per image a list of such lists.
 
     scores: (N, C); y: (N,); groups: int64 (C,), default every class alone. A class without samples has no recall: it
@@ -281,12 +290,14 @@ def group_recall(scores, y, classes, groups=None):
     return [by_class[groups == g].nanmean().item() for g in range(int(groups.max()) + 1)]
 
 
-def _update(method, epoch, net, train, valid, seed):
+def _update(
+    method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None, seed: int
+) -> dict[str, Any]:
     with _aside(method, epoch, net, train, seed):
         return method.update(epoch, net, train, valid) or {}
 
 
-def _finish(method, epoch, net, train, seed):
+def _finish(method: Method, epoch: int, net: nn.Module, train: AnyBatches, seed: int) -> None:
     mode = net.training
     with _aside(method, epoch, net, train, seed):
         method.finish(net, train)
@@ -294,14 +305,14 @@ def _finish(method, epoch, net, train, seed):
 
 
 @contextmanager
-def _aside(method, epoch, net, train, seed):
+def _aside(method: Method, epoch: int, net: nn.Module, train: AnyBatches, seed: int) -> Iterator[None]:
     net.eval(), method.train()
     with torch.no_grad(), torch.random.fork_rng(devices=[train.device] if train.device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + epoch)
         yield
 
 
-def _decay_groups(net, parameters, protocol):
+def _decay_groups(net: nn.Module, parameters: list[nn.Parameter], protocol: Protocol) -> list[dict[str, Any]]:
     exempt = {id(net.get_submodule(classifier(net)).bias)} if protocol.prior_bias else set()
     return [
         dict(params=[p for p in parameters if id(p) not in exempt], weight_decay=protocol.weight_decay),
@@ -310,7 +321,7 @@ def _decay_groups(net, parameters, protocol):
 
 
 @contextmanager
-def _each_once(train):
+def _each_once(train: AnyBatches) -> Iterator[None]:
     """Within it a method may set the order: before and after it, an epoch visits each image once."""
     once = torch.arange(len(train.y), device=train.order.device)
     train.order = once
@@ -320,7 +331,7 @@ def _each_once(train):
         train.order = once
 
 
-def _check_stated(protocol, train):
+def _check_stated(protocol: Protocol, train: AnyBatches) -> None:
     """What a protocol states must be so: batches are made by the caller, and their own numbers would be used."""
     if (train.crop, train.flip) == (None, None) and (protocol.crop or protocol.flip):
         raise ValueError(
@@ -336,14 +347,16 @@ def _check_stated(protocol, train):
             )
 
 
-def _check_weights(net):
+def _check_weights(net: nn.Module) -> None:
     tensors = {k: v for k, v in net.state_dict().items() if v.is_floating_point() and not nn.parameter.is_lazy(v)}
     if tensors and not torch.stack([v.isfinite().all() for v in tensors.values()]).all():
         names = [k for k, v in tensors.items() if not v.isfinite().all()]
         raise ValueError(f"the network's {names[0]} is not finite before training: make or load the network anew")
 
 
-def _check_finite(losses, parameters, train, epoch, checkpoint):
+def _check_finite(
+    losses: Tensor, parameters: list[nn.Parameter], train: AnyBatches, epoch: int, checkpoint: str | Path | None
+) -> None:
     bad = ~losses.isfinite()
     if not bad.any() and torch.stack([p.isfinite().all() for p in parameters]).all():  # one wait for the device
         return
@@ -366,7 +379,10 @@ def _check_finite(losses, parameters, train, epoch, checkpoint):
     )
 
 
-def _identity(net, method, sets, protocol, seed, trained, groups, instrument):
+def _identity(
+    net: nn.Module, method: Method, sets: dict[str, Any], protocol: Protocol, seed: int,
+    trained: list[nn.Parameter] | None, groups: Tensor | None, instrument: str | None,
+) -> dict[str, Any]:  # fmt: skip
     """What makes a run another run, as plain data: two runs of equal identity have one curve."""
     train = sets["train"]
     chosen = None if trained is None else {id(p) for p in trained}

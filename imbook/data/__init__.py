@@ -24,10 +24,13 @@ from imbook.data.imbalance import (
 from imbook.data.loader import Loader, labels_of
 from imbook.data.official import RAW_MD5, SOURCES, SUPER_CLASSES, Source, data_root, download, load
 
+AnyBatches = Batches | Loader  # what methods and training take
+
 __all__ = [
     "RAW_MD5",
     "SOURCES",
     "SUPER_CLASSES",
+    "AnyBatches",
     "Batches",
     "Images",
     "Loader",

@@ -1,10 +1,14 @@
 """Mini-batches of a set that lies on the device. Chapter 02 builds `Batches` step by step."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from imbook.data.images import Images
 from imbook.data.imbalance import class_counts
 
 
@@ -23,7 +27,10 @@ class Batches:
     ValueError for positions that are not there, for a set or a batch of nothing, and for a channel with std 0.
     """
 
-    def __init__(self, images, index=None, batch=128, seed=None, crop=0, flip=False, device="cpu", dtype=torch.float32):
+    def __init__(
+        self, images: Images, index: Tensor | Sequence[int] | None = None, batch: int = 128, seed: int | None = None,
+        crop: int = 0, flip: bool = False, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         index = torch.arange(len(images.y)) if index is None else as_positions(index, len(images.y))
         if len(index) == 0 or batch < 1:
             raise ValueError(f"{len(index)} images in batches of {batch}: both must be at least 1")
@@ -38,35 +45,35 @@ class Batches:
         self.batch, self.crop, self.flip = batch, crop, flip
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         self.dtype = dtype
-        channel = dict(dtype=torch.promote_types(dtype, torch.float32), device=device)  # half: result only
+        channel: Any = dict(dtype=torch.promote_types(dtype, torch.float32), device=device)  # half: result only
         one = 255 if self.x.dtype == torch.uint8 else 1  # what x / one = 1 is in x
         self.mean = torch.tensor(images.mean, **channel).view(-1, 1, 1) * one
         self.scale = 1 / (torch.tensor(images.std, **channel).view(-1, 1, 1) * one)
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Where x and y lie."""
         return self.y.device
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(sizes(len(self.order), self.batch))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for i in self.positions():
             yield *self.take(i), i
 
-    def positions(self):
+    def positions(self) -> tuple[Tensor, ...]:
         """The batches of one pass as positions alone, a tuple of int64 (B,): shuffles."""
         order = self.order
         if self.generator is not None:
             order = order[torch.randperm(len(order), generator=self.generator, device=order.device)]
         return order.split(sizes(len(order), self.batch))
 
-    def take(self, i):
+    def take(self, i: Tensor) -> tuple[Tensor, Tensor]:
         """x and y of the batch at positions i (B,): augments."""
         return self.normalise(self.augment(self.x[i])), self.y[i]
 
-    def plain(self, batch=None):
+    def plain(self, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All N samples once, in order, without augmentation: yields x, y, i as above; uses no random numbers.
 
         batch: default 250, and 2,000 on a GPU, where launching many small batches would take longer than the work.
@@ -75,19 +82,19 @@ class Batches:
         for i in torch.arange(len(self.y), device=self.y.device).split(batch):
             yield self.inputs(i), self.y[i], i
 
-    def normalise(self, x):
+    def normalise(self, x: Tensor) -> Tensor:
         """Pixels (B, channels, height, width) -> (x / 255 - mean) / std in this set's dtype; floats are not divided."""
         return ((x.to(self.mean.dtype) - self.mean) * self.scale).to(self.dtype)
 
-    def inputs(self, i):
+    def inputs(self, i: Tensor) -> Tensor:
         """x of the samples at positions i (B,), normalised, without augmentation: (B, channels, height, width)."""
         return self.normalise(self.x[i])
 
-    def identity(self):
+    def identity(self) -> list[Any]:
         """What tells this set from another, as plain data: class counts, N, a hash of pixels, labels and moments."""
         return describe(self.n, self.y, self.x, self.mean, self.scale)
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """A random crop after zero padding, and a random flip: pixels in, pixels out, the same type and shape."""
         draw_ints = lambda high: torch.randint(high, (len(x),), generator=self.generator, device=x.device)  # noqa: E731
         if self.crop:
@@ -98,7 +105,7 @@ class Batches:
         return x
 
 
-def shift(x, top, left, padding):
+def shift(x: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
     """Pad x with zeros on all sides and cut windows of the old size at (top, left), one a sample.
 
     x: (B, channels, height, width); top, left: int64 (B,), 0 to 2 * padding; returns the shape of x.
@@ -107,7 +114,7 @@ def shift(x, top, left, padding):
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def sizes(n, batch):
+def sizes(n: int, batch: int) -> list[int]:
     """The sizes of the batches of one pass over n samples, a list of ints.
 
     >>> sizes(10, 4), sizes(9, 4), sizes(1, 4)
@@ -119,7 +126,7 @@ def sizes(n, batch):
     return [batch] * full + [rest] * (rest > 0)
 
 
-def as_positions(index, n):
+def as_positions(index: Tensor | Sequence[int], n: int) -> Tensor:
     """Positions among n samples, int64 (N,): a mask (n,) becomes the positions where it is True.
 
     ValueError for a mask of another length and for what is no position from 0 to n-1.
@@ -137,7 +144,7 @@ def as_positions(index, n):
     return index
 
 
-def describe(n, y, *content):
+def describe(n: Tensor | tuple[Tensor, ...], y: Tensor, *content: Tensor | str) -> list[Any]:
     """Plain data that tell one set of batches from another: [class counts, N, 16 hex digits of a sha256].
 
     n: as `Batches.n`; y: the labels; content: what else makes the set, tensors or texts.
@@ -146,9 +153,8 @@ def describe(n, y, *content):
     for part in (y, *content):
         if isinstance(part, torch.Tensor):
             digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-            part = part.cpu().contiguous().numpy()
+            digest.update(part.cpu().contiguous().numpy())  # type: ignore[arg-type]
         else:
-            part = str(part).encode()
-        digest.update(part)
+            digest.update(str(part).encode())
     counts = [k.tolist() for k in n] if isinstance(n, tuple) else n.tolist()
     return [counts, len(y), digest.hexdigest()[:16]]

@@ -3,14 +3,20 @@
 import os
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from imbook.data.images import Images, moments
 
 
-def folder(path, size=None, channels=None, like=None):
+def folder(
+    path: str | Path, size: int | None = None, channels: int | None = None, like: Images | None = None
+) -> Images:
     """The pictures of a folder with one folder per class, path/class/.../picture.png: one `Images`.
 
     Classes are the folders' names in the order of the alphabet, as in torchvision's ImageFolder; images come class by
@@ -49,7 +55,11 @@ def folder(path, size=None, channels=None, like=None):
     return _images([p for found in pictures.values() for p in found], y, classes, (), size, channels, like)
 
 
-def table(path, image="image", label="label", root=None, size=None, channels=None, classes=None, like=None):
+def table(
+    path: str | Path, image: str = "image", label: str | Sequence[str] = "label", root: str | Path | None = None,
+    size: int | None = None, channels: int | None = None,
+    classes: Sequence[str] | dict[str, Sequence[str]] | None = None, like: Images | None = None,
+) -> Images:  # fmt: skip
     """The pictures that a CSV file names, with their labels: one `Images`.
 
     path: a CSV file with a header, in UTF-8. image: the column of the pictures' paths, below `root`, default the folder
@@ -64,23 +74,27 @@ def table(path, image="image", label="label", root=None, size=None, channels=Non
     for one that cannot be read.
     """
     path, one = Path(path).expanduser(), isinstance(label, str)
-    columns = (label,) if one else tuple(label)
+    columns: tuple[str, ...] = (label,) if isinstance(label, str) else tuple(label)
     if like is not None:
         if classes is not None or one != (not like.labels):
             raise ValueError(f"like has the classes {like.classes} and labels {like.labels}: give no others")
-        classes = like.classes if one else dict(zip(like.labels, like.classes))
-    given = {label: classes} if one and classes is not None else dict(classes or {})
+        classes = like.classes if one else dict(zip(like.labels, like.classes))  # type: ignore[assignment]
+    named: Any = classes or {}
+    given: dict[str, Sequence[str]] = {columns[0]: named} if one and classes is not None else dict(named)
     rows = _rows(path, image, columns, given)
     codes = [_codes(path, rows, name, given) for name in columns]
     folder = path.parent if root is None else Path(root).expanduser()
     pictures = [folder / name for name in rows[image]]
     if one:
-        return _images(pictures, codes[0], tuple(given[label]), (), size, channels, like, gaps=classes is not None)
+        return _images(pictures, codes[0], tuple(given[columns[0]]), (), size, channels, like, gaps=classes is not None)
     names = tuple(tuple(given[c]) for c in columns)
     return _images(pictures, torch.stack(codes, 1), names, columns, size, channels, like, gaps=bool(classes))
 
 
-def _images(pictures, y, classes, labels, size, channels, like, gaps=False):
+def _images(
+    pictures: list[Path], y: Tensor, classes: tuple[Any, ...], labels: tuple[str, ...], size: int | None,
+    channels: int | None, like: Images | None, gaps: bool = False,
+) -> Images:  # fmt: skip
     from imbook.data.pictures import decode  # Pillow and torchvision: only where pictures are read
 
     default = (64, 3) if like is None else (like.x.shape[2], like.x.shape[1])
@@ -90,7 +104,7 @@ def _images(pictures, y, classes, labels, size, channels, like, gaps=False):
     return Images(x, y, classes, mean, std, labels, gaps or like is not None)
 
 
-def _walk(folder):
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures below a folder in the order of their paths, and what is left out."""
     from PIL import Image
 
@@ -104,15 +118,15 @@ def _walk(folder):
     return pictures, others
 
 
-def _hidden(path):
+def _hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _class_name(folder):
+def _class_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", folder.name)  # some systems write an umlaut as two signs
 
 
-def _rows(path, image, columns, given):
+def _rows(path: Path, image: str, columns: tuple[str, ...], given: dict[str, Sequence[str]]) -> "pd.DataFrame":
     """The table as texts, with all columns there and no field empty."""
     import pandas as pd
 
@@ -135,7 +149,7 @@ def _rows(path, image, columns, given):
     return rows
 
 
-def _codes(path, rows, name, given):
+def _codes(path: Path, rows: "pd.DataFrame", name: str, given: dict[str, Sequence[str]]) -> Tensor:
     """The labels of one column, int64 (N,); `given` gets the names where it has none."""
     names = given.setdefault(name, _ordered(set(rows[name])))
     code = {text: c for c, text in enumerate(names)}
@@ -147,7 +161,7 @@ def _codes(path, rows, name, given):
     return torch.tensor(rows[name].map(code).to_numpy(dtype="int64"))
 
 
-def _ordered(names):
+def _ordered(names: set[str]) -> list[str]:
     try:
         return sorted(names, key=float)
     except ValueError:

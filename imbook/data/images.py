@@ -1,7 +1,9 @@
 """Labelled images in memory: what they must be, subsets of their classes, labels made from classes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Images:
     labels: tuple[str, ...] = ()
     gaps: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         x, y = torch.as_tensor(self.x), torch.as_tensor(self.y)
         if y.ndim == 1:
             fits = not self.labels and all(isinstance(c, str) for c in self.classes)
@@ -45,7 +47,7 @@ class Images:
         object.__setattr__(self, "x", check_pixels(x, self.mean, self.std))
         object.__setattr__(self, "y", check_labels(y, sizes, self.gaps, self.labels))
 
-    def only(self, classes):
+    def only(self, classes: Sequence[int]) -> "Images":
         """The images of some classes, relabelled 0, 1, ... in the order given.
 
         ValueError for a class that is not there, and for several labels per image.
@@ -59,9 +61,10 @@ class Images:
             raise ValueError(f"classes {list(classes)}: choose from 0 to {len(self.classes) - 1}, each once")
         keep = torch.isin(self.y, torch.tensor(classes))
         y = (self.y[keep, None] == torch.tensor(classes)).int().argmax(1)
-        return Images(self.x[keep], y, tuple(self.classes[c] for c in classes), self.mean, self.std, gaps=self.gaps)
+        names: Any = tuple(self.classes[c] for c in classes)
+        return Images(self.x[keep], y, names, self.mean, self.std, gaps=self.gaps)
 
-    def derive(self, labels):
+    def derive(self, labels: Sequence[Sequence[int]]) -> "Images":
         """The same images with several labels, each a function of their class: y (N, len(labels)).
 
         labels: for each new label its value for every class, C numbers of which 0, 1, ... all occur; values are named
@@ -82,7 +85,7 @@ class Images:
         )
 
 
-def moments(x):
+def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of x / 255 (of x, where it is float): two tuples with one number per channel.
 
     x: uint8 or float (N, channels, height, width). Goes through x in pieces: a large set needs no copy in doubles.
@@ -97,14 +100,14 @@ def moments(x):
         torch.stack([torch.bincount(channel, minlength=256) for channel in chunk.transpose(0, 1).flatten(1)])
         for chunk in x.split(1000)
     )
-    n = sum(of_chunks).double()  # (channels, 256)
+    n = sum(of_chunks).double()  # type: ignore[union-attr]  # (channels, 256)
     share, value = n / n.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
     mean = share @ value
     variance = (share * (value - mean[:, None]) ** 2).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
-def check_pixels(x, mean, std):
+def check_pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """x as uint8, or as float32 in [0, 1]; ValueError for anything else and for moments that do not fit.
 
     x: (N, channels, height, width); mean, std: one number per channel.
@@ -135,7 +138,7 @@ def check_pixels(x, mean, std):
     return x.float()
 
 
-def check_labels(y, sizes, gaps=True, names=()):
+def check_labels(y: Tensor, sizes: int | Sequence[int], gaps: bool = True, names: Sequence[str] = ()) -> Tensor:
     """Labels as int64; ValueError for the first one that is not among 0 to C-1, naming it.
 
     y: integers of any type, (N,), or (N, labels); sizes: C, or for several labels one C_j per column; gaps: whether a
@@ -145,8 +148,8 @@ def check_labels(y, sizes, gaps=True, names=()):
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"labels of type {y.dtype}: a label is a whole number from 0 to C-1, such as y.long()")
     y = y.long()
-    columns, sizes = ([y], (sizes,)) if y.ndim == 1 else (y.T, sizes)
-    for j, (column, classes) in enumerate(zip(columns, sizes)):
+    each: Any = zip([y], (sizes,)) if y.ndim == 1 else zip(y.T, sizes)  # type: ignore[arg-type]
+    for j, (column, classes) in enumerate(each):
         of = f" of {names[j]!r}" if names else ""
         if (wrong := (column < 0) | (column >= classes)).any():
             i = int(wrong.int().argmax())
@@ -167,7 +170,7 @@ def check_labels(y, sizes, gaps=True, names=()):
     return y
 
 
-def check_one_label(y):
+def check_one_label(y: Tensor) -> None:
     if y.ndim != 1:
         raise ValueError(
             f"y {tuple(y.shape)} holds several labels an image, and this is for one: choose a column, such as y[:, 0]"

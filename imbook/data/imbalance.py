@@ -3,12 +3,16 @@
 Chapter 01 shows the profiles.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from imbook.data.images import check_labels, check_one_label
 
 
-def counts(y, classes=None):
+def counts(y: Tensor, classes: int | None = None) -> Tensor:
     """Images per class: int64 (C,). `classes`: C, default the largest label + 1.
 
     ValueError for a label that is not among 0 to C-1, and for several labels per image: there `Batches.n` has the
@@ -20,7 +24,7 @@ def counts(y, classes=None):
     return torch.bincount(check_labels(y, classes), minlength=classes)
 
 
-def class_counts(y, classes):
+def class_counts(y: Tensor, classes: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
     """Images per class of each label: `counts` (C,) for y (N,), a tuple of counts (C_j,) for y (N, labels).
 
     classes: as in `Images`.
@@ -30,7 +34,7 @@ def class_counts(y, classes):
     return tuple(counts(y_j, len(names)) for y_j, names in zip(y.T, classes))
 
 
-def long_tailed_counts(n_max, ratio, classes):
+def long_tailed_counts(n_max: int, ratio: float, classes: int) -> list[int]:
     """n_c = int(n_max * ratio^(-c / (C - 1))), c = 0 .. C-1: a list of C numbers, largest class first.
 
     >>> long_tailed_counts(5000, 100, 10)
@@ -40,7 +44,7 @@ def long_tailed_counts(n_max, ratio, classes):
     return [int(n_max * ratio ** (-c / (classes - 1)) + 1e-9) for c in range(classes)]  # 1e-9: 50 must not become 49
 
 
-def step_counts(n_max, ratio, classes):
+def step_counts(n_max: int, ratio: float, classes: int) -> list[int]:
     """n_max images in the first half of the classes, int(n_max / ratio) in the second: a list of C numbers.
 
     >>> step_counts(500, 100, 4)
@@ -50,14 +54,14 @@ def step_counts(n_max, ratio, classes):
     return [n_max if c < classes // 2 else int(n_max / ratio + 1e-9) for c in range(classes)]
 
 
-def class_order(classes, seed):
+def class_order(classes: int, seed: int | None) -> Tensor:
     """The classes from head to tail, a random permutation: int64 (C,); index order where `seed` is None."""
     if seed is None:
         return torch.arange(classes)
     return torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(y, sizes, seed):
+def draw(y: Tensor, sizes: Tensor | Sequence[int], seed: int | None) -> Tensor:
     """sizes[c] images of each class c: positions in y, int64.
 
     y: int64 (N,); sizes: C numbers of images; seed: the random draw, or None for the first images in file order.
@@ -66,7 +70,9 @@ def draw(y, sizes, seed):
     return _draw(y, sizes, seed, "ask for at least one", "ask for fewer")
 
 
-def long_tailed(y, ratio, seed, n_max=None, order=None):
+def long_tailed(
+    y: Tensor, ratio: float, seed: int | None, n_max: int | None = None, order: Tensor | Sequence[int] | None = None
+) -> Tensor:
     """A long-tailed subset: positions in y. The class at rank c of `order` keeps n_max * ratio^(-c / (C - 1)) images.
 
     y: int64 (N,); ratio: largest over smallest class, >= 1; seed: draw of the images (None: the first in file order);
@@ -78,7 +84,9 @@ def long_tailed(y, ratio, seed, n_max=None, order=None):
     return _profile(y, long_tailed_counts(n_max, ratio, len(n)), seed, order)
 
 
-def step(y, ratio, seed, n_max=None, order=None):
+def step(
+    y: Tensor, ratio: float, seed: int | None, n_max: int | None = None, order: Tensor | Sequence[int] | None = None
+) -> Tensor:
     """A step-imbalanced subset: positions in y.
 
     The first half of `order` keeps n_max images per class, the rest n_max / ratio.
@@ -89,7 +97,7 @@ def step(y, ratio, seed, n_max=None, order=None):
     return _profile(y, step_counts(n_max, ratio, len(n)), seed, order)
 
 
-def reduced(y, classes, share, seed):
+def reduced(y: Tensor, classes: Sequence[int], share: float, seed: int | None) -> Tensor:
     """All of y, but the given classes lose the share of their images: positions in y.
 
     classes: numbers from 0 to C-1, each once; share: 0 <= share < 1. Raises ValueError outside that, and for a class
@@ -105,7 +113,7 @@ def reduced(y, classes, share, seed):
     return _draw(y, sizes, seed, "lower the share")
 
 
-def pair(y, total, share, seed):
+def pair(y: Tensor, total: int, share: float, seed: int | None) -> Tensor:
     """Two classes with `total` images in all, of which class 0 has the share: positions in y (see `Images.only`).
 
     Raises ValueError where y has more than two classes, for a share outside (0, 1) and for an empty class.
@@ -121,7 +129,7 @@ def pair(y, total, share, seed):
     )
 
 
-def holdout(y, size, seed):
+def holdout(y: Tensor, size: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """Split into the rest and a balanced part of `size` images per class: two vectors of positions in y.
 
     seed: the random draw, or None for the last images of each class in file order.
@@ -136,7 +144,7 @@ def holdout(y, size, seed):
     return rest, torch.nonzero(held).flatten()
 
 
-def resample(y, size=None, generator=None):
+def resample(y: Tensor, size: int | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Over-sampling by chance: `size` positions in y drawn with replacement, each class equally likely; not sorted.
 
     The law is that of torch's WeightedRandomSampler with weights 1 / n_y. y: int64 (N,); size: default N; generator:
@@ -146,7 +154,7 @@ def resample(y, size=None, generator=None):
     return torch.multinomial(weight[y.long()], size or len(y), replacement=True, generator=generator)
 
 
-def head_middle_tail(n):
+def head_middle_tail(n: Tensor | Sequence[int]) -> Tensor:
     """The classes in three groups by size, as equal in number as can be: int64 (C,), 0 head, 1 middle, 2 tail.
 
     n: (C,) images per class; ties keep the class order.
@@ -156,7 +164,7 @@ def head_middle_tail(n):
     return rank * 3 // len(n)
 
 
-def _profile(y, sizes, seed, order):
+def _profile(y: Tensor, sizes: list[int], seed: int | None, order: Tensor | Sequence[int] | None) -> Tensor:
     order = torch.arange(len(sizes)) if order is None else torch.as_tensor(order)
     if sorted(order.tolist()) != list(range(len(sizes))):
         raise ValueError(f"order {order.tolist()}: name each class from 0 to {len(sizes) - 1} once")
@@ -165,7 +173,7 @@ def _profile(y, sizes, seed, order):
     return _draw(y, by_class, seed, "lower the ratio or raise n_max", "lower n_max")
 
 
-def _draw(y, sizes, seed, more, fewer=""):
+def _draw(y: Tensor, sizes: Tensor | Sequence[int], seed: int | None, more: str, fewer: str = "") -> Tensor:
     """`draw`, with the advice of the function that is called: how a class gets more images, or asks for fewer."""
     check_one_label(y)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -182,14 +190,14 @@ def _draw(y, sizes, seed, more, fewer=""):
     return torch.cat(picked).sort().values
 
 
-def _no_gaps(y):
+def _no_gaps(y: Tensor) -> Tensor:
     """The counts of y, each at least 1."""
     check_one_label(y)
     check_labels(y, max(int(y.max()) + 1, 1) if len(y) else 1, gaps=False)
     return counts(y)
 
 
-def _check_ratio(ratio, classes):
+def _check_ratio(ratio: float, classes: int) -> None:
     if not ratio >= 1:
         raise ValueError(f"ratio {ratio}: the largest class over the smallest must be at least 1")
     if classes < 2:

@@ -2,10 +2,13 @@
 
 import os
 import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from imbook.data.batches import describe, sizes
@@ -42,16 +45,16 @@ class Loader:
 
     def __init__(
         self,
-        dataset,
-        batch=128,
-        seed=None,
-        labels=None,
-        classes=None,
-        plain=None,
-        workers=0,
-        device="cpu",
-        dtype=torch.float32,
-    ):
+        dataset: Any,
+        batch: int = 128,
+        seed: int | None = None,
+        labels: Tensor | Sequence[Any] | None = None,
+        classes: int | Sequence[int] | None = None,
+        plain: Any = None,
+        workers: int = 0,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         plain = dataset if plain is None else plain
         for some in (dataset, plain):
             _check_map_style(some)
@@ -69,8 +72,9 @@ class Loader:
         if not told:
             largest = y.amax(0).clamp(min=0) + 1
             classes = int(largest) if y.ndim == 1 else tuple(largest.tolist())
-        y = check_labels(y, classes, gaps=told)
-        self.n = counts(y, classes) if y.ndim == 1 else tuple(map(counts, y.T, classes))  # (C,)
+        known: Any = classes
+        y = check_labels(y, known, gaps=told)
+        self.n = counts(y, known) if y.ndim == 1 else tuple(map(counts, y.T, known))  # (C,)
         self.dataset, self.y = dataset, y.to(device)
         self.batch, self.dtype = batch, dtype
         self.order = torch.arange(len(dataset), device=device)
@@ -78,14 +82,14 @@ class Loader:
         self._readers = tuple(_loader(_Reader(some, y, dtype), workers, self.device) for some in (dataset, plain))
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Where batches are put."""
         return self.y.device
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(sizes(len(self.order), self.batch))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = self.order.cpu()
         seeds = order
         if self.generator is not None:
@@ -93,7 +97,7 @@ class Loader:
             seeds = torch.randint(2**31, (len(order),), generator=self.generator)
         return self._read(self._readers[0], order, seeds, sizes(len(order), self.batch))
 
-    def plain(self, batch=None):
+    def plain(self, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All N samples once, in order, from the dataset without augmentation: yields x, y, i as above.
 
         batch: default that of training.
@@ -101,31 +105,34 @@ class Loader:
         order = torch.arange(len(self.y))
         return self._read(self._readers[1], order, order, batch or self.batch)
 
-    def inputs(self, i):
+    def inputs(self, i: Tensor) -> Tensor:
         """x of the samples at positions i (B,), without augmentation: (B, ...). Reads in this process."""
-        i = i.tolist()
-        return self._readers[1].dataset[i, i].to(self.device)
+        where = i.tolist()
+        return self._readers[1].dataset[where, where].to(self.device)
 
-    def identity(self):
+    def identity(self) -> list[Any]:
         """What tells this set from another, as plain data: class counts, N, a hash of labels and file names."""
         return describe(self.n, self.y, *_files(self.dataset))
 
-    def _read(self, reader, order, seeds, parts):
-        keys = reader.sampler.start(order.split(parts), seeds.split(parts))
+    def _read(
+        self, reader: DataLoader, order: Tensor, seeds: Tensor, parts: int | list[int]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        sampler: Any = reader.sampler
+        keys = sampler.start(order.split(parts), seeds.split(parts))
         for i, x in zip(order.split(parts), reader):
             i = i.to(self.device)
             yield x.to(self.device, non_blocking=True), self.y[i], i
-            if reader.sampler.keys is not keys and reader.num_workers:
+            if sampler.keys is not keys and reader.num_workers:
                 raise RuntimeError("a new pass began before this one ended: worker processes serve one at a time")
 
 
 class _Reader(Dataset):
     """What a worker holds: turns (positions, seeds) into one batch x."""
 
-    def __init__(self, dataset, y, dtype):
+    def __init__(self, dataset: Any, y: Tensor, dtype: torch.dtype) -> None:
         self.dataset, self.y, self.dtype = dataset, y, dtype
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[list[int], list[int]]) -> Tensor:
         with _global_generators() as seed_all:
             samples = []
             for i, seed in zip(*key):
@@ -139,7 +146,7 @@ class _Reader(Dataset):
                 )
         return torch.stack(samples)
 
-    def check(self, i, sample):
+    def check(self, i: int, sample: Any) -> Tensor:
         """x of a sample in the type asked for; ValueError where it is not as the `Loader` says."""
         name = f"sample {i} of {type(self.dataset).__name__}"
         if not isinstance(sample, tuple | list) or len(sample) != 2:
@@ -163,20 +170,20 @@ class _Reader(Dataset):
 class _Keys:
     """The sampler: what DataLoader sends to the workers, set before each pass."""
 
-    keys = ()
+    keys: tuple[Any, ...] = ()
 
-    def start(self, orders, seeds):
+    def start(self, orders: Sequence[Tensor], seeds: Sequence[Tensor]) -> tuple[Any, ...]:
         self.keys = (orders, seeds)
         return self.keys
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
         return ((i.tolist(), s.tolist()) for i, s in zip(*self.keys))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.keys[0])
 
 
-def labels_of(dataset):
+def labels_of(dataset: Any) -> Tensor:
     """The labels of a map-style dataset, int64 (N,) or (N, labels), without reading a sample.
 
     They are its `targets`, `labels`, or the second entries of its `samples` (torchvision's sets have one of these), the
@@ -199,7 +206,7 @@ def labels_of(dataset):
     )
 
 
-def _whole(labels, name):
+def _whole(labels: Any, name: str) -> Tensor:
     try:
         y = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -209,7 +216,7 @@ def _whole(labels, name):
     return y.long()
 
 
-def _check_map_style(dataset):
+def _check_map_style(dataset: Any) -> None:
     name = type(dataset).__name__
     if isinstance(dataset, DataLoader):
         raise ValueError(f"a {name} is no dataset: give Loader(loader.dataset, batch=..., workers=...)")
@@ -220,7 +227,7 @@ def _check_map_style(dataset):
         )
 
 
-def _number_of_classes(dataset):
+def _number_of_classes(dataset: Any) -> int | None:
     """How many classes a dataset names, None where it names none."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -228,7 +235,7 @@ def _number_of_classes(dataset):
     return len(names) if isinstance(names, list | tuple) and all(isinstance(c, str) for c in names) else None
 
 
-def _files(dataset):
+def _files(dataset: Any) -> list[str]:
     """The names of a dataset's files below its root; empty where it has none."""
     if isinstance(dataset, Subset):
         files = _files(dataset.dataset)
@@ -239,7 +246,7 @@ def _files(dataset):
     return [path.removeprefix(root).replace(os.sep, "/") for path in paths]
 
 
-def _loader(reader, workers, device):
+def _loader(reader: _Reader, workers: int, device: torch.device) -> DataLoader:
     return DataLoader(
         reader,
         batch_size=None,  # a key is a batch
@@ -252,11 +259,11 @@ def _loader(reader, workers, device):
 
 
 @contextmanager
-def _global_generators():
+def _global_generators() -> Iterator[Callable[[int], None]]:
     """Within it a function seeds torch's, Python's and NumPy's global generators; afterwards they are as they were."""
     before = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
 
-    def seed_all(seed):
+    def seed_all(seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reach the GPU as well
         random.seed(seed)
         np.random.seed(seed)
@@ -269,14 +276,14 @@ def _global_generators():
         np.random.set_state(before[2])
 
 
-def _equal(y, label):
+def _equal(y: Any, label: Tensor) -> bool:
     try:
         return torch.equal(torch.as_tensor(y).long(), label)
     except (TypeError, ValueError, RuntimeError):
         return False
 
 
-def _brief(value):
+def _brief(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} of type {value.dtype}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")

@@ -5,9 +5,11 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from imbook.data.imbalance import holdout
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ RAW_MD5 = {
 }
 
 
-def data_root():
+def data_root() -> Path:
     """The folder of the data sets: the environment variable IMBOOK_DATA, else ~/.cache/imbook."""
     return Path(os.environ.get("IMBOOK_DATA") or "~/.cache/imbook").expanduser()
 
 
-def load(name, root=None):
+def load(name: str, root: str | Path | None = None) -> tuple[Images, Images]:
     """The official training and test set: a pair of `Images`.
 
     name: 'digits' (scikit-learn's 8 x 8 digits, embedded; 50 test images a class), 'mnist', 'fashion-mnist',
@@ -97,11 +99,12 @@ def load(name, root=None):
     else:
         images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
         raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]
-    mean, std = (source.mean, source.std) if source.mean else moments(raw[0][0])
-    return tuple(Images(x, torch.as_tensor(y), tuple(names), mean, std) for x, y, names in raw)
+    constants: Any = (source.mean, source.std) if source.mean else moments(raw[0][0])
+    train_set, test_set = (Images(x, torch.as_tensor(y), tuple(names), *constants) for x, y, names in raw)
+    return train_set, test_set
 
 
-def download(name, root=None):
+def download(name: str, root: str | Path | None = None) -> Path:
     """Download a set with torchvision, with its checksums, below `root`; returns the set's folder.
 
     The files appear there only when all are whole; what a download that was killed has left is removed. Raises
@@ -131,7 +134,7 @@ def download(name, root=None):
 
 
 @contextmanager
-def _partial(root):
+def _partial(root: Path) -> Iterator[Path]:
     """A new folder below root, locked while this process lives, and removed at the end."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
@@ -146,7 +149,7 @@ def _partial(root):
         _unlock(lock)
 
 
-def _remove_leftovers(root):
+def _remove_leftovers(root: Path) -> None:
     """Remove the partial folders that no process holds; without locks (Windows) those older than a day."""
     for folder in root.glob(".partial-*"):
         try:
@@ -158,7 +161,7 @@ def _remove_leftovers(root):
             continue
 
 
-def _lock(folder, wait=True):
+def _lock(folder: Path, wait: bool = True) -> int | None:
     """A descriptor that locks a folder until it is closed, also by death; None where the system has no such lock."""
     if fcntl is None:
         return None
@@ -171,18 +174,18 @@ def _lock(folder, wait=True):
     return descriptor
 
 
-def _unlock(descriptor):
+def _unlock(descriptor: int | None) -> None:
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _source(name):
+def _source(name: str) -> Source:
     if name not in SOURCES:
         raise ValueError(f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
-def _torchvision(source, root, train, download=False):
+def _torchvision(source: Source, root: Path, train: bool, download: bool = False) -> Any:
     from torchvision import datasets  # slow to import: only where a set is read
 
     if source.loader == "SVHN":  # keeps its files in the folder that it is given
@@ -190,7 +193,7 @@ def _torchvision(source, root, train, download=False):
     return getattr(datasets, source.loader)(root, train=train, download=download)
 
 
-def _check(name, root):
+def _check(name: str, root: Path) -> None:
     for file, md5 in RAW_MD5.get(name, {}).items():
         path = root / SOURCES[name].folder / file
         if not path.exists():
@@ -199,7 +202,7 @@ def _check(name, root):
             raise OSError(f"{file} is damaged")
 
 
-def _digits():
+def _digits() -> tuple[Images, Images]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -209,4 +212,5 @@ def _digits():
     scaled = x[rest] / 255
     mean, std = (scaled.mean().item(),), (scaled.std(correction=0).item(),)
     names = tuple(str(c) for c in range(10))
-    return tuple(Images(x[index], y[index], names, mean, std) for index in (rest, test))
+    train_set, test_set = (Images(x[index], y[index], names, mean, std) for index in (rest, test))
+    return train_set, test_set

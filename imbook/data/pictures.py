@@ -1,10 +1,13 @@
 """Picture files to tensors: one reader for folders, tables and attribute sets."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 # Pillow's modes whose values have one meaning: 8 bits or fewer per channel, and 16 bits of grey.
@@ -12,7 +15,7 @@ EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "C
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def decode(paths, size, channels=3):
+def decode(paths: Sequence[Path], size: int, channels: int = 3) -> Tensor:
     """The middle square of each picture, resized: uint8 (N, channels, size, size).
 
     channels: 3 (grey pictures repeat their channel) or 1 (colours become grey). Palettes are looked up, transparency
@@ -27,7 +30,7 @@ def decode(paths, size, channels=3):
             raise FileNotFoundError(f"picture {k + 1} of {len(paths)} is not there: {path}")
     x = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
 
-    def read(k):
+    def read(k: int) -> None:
         try:
             with Image.open(paths[k]) as file:
                 file.load()
@@ -44,7 +47,7 @@ def decode(paths, size, channels=3):
     return x
 
 
-def _eight_bits(picture, path):
+def _eight_bits(picture: Image.Image, path: Path) -> Image.Image:
     """The picture in a mode of 8 bits; 16 bits of grey are divided by 257, so that 65535 becomes 255."""
     sixteen = picture.mode in SIXTEEN_BITS or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
     if sixteen:

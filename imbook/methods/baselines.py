@@ -1,13 +1,17 @@
 """The simple methods every other one is held against. Chapter 02 compares them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from imbook.data import AnyBatches
 from imbook.nets import CosineHead, classifier
 from imbook.train import Method
 
 
-def wide(t):
+def wide(t: Tensor) -> Tensor:
     """t in float32 where its dtype is a shorter one: sums, powers and random numbers need its digits."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
@@ -17,22 +21,22 @@ class CrossEntropy(Method):
 
     several_labels = True
 
-    def __init__(self, n=None):
+    def __init__(self, n: Tensor | tuple[Tensor, ...] | None = None) -> None:
         super().__init__()
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         h = net(x)  # (B, C)
         if isinstance(h, tuple):
-            return sum(F.cross_entropy(wide(h_j), y[:, j]) for j, h_j in enumerate(h))
+            return sum(F.cross_entropy(wide(h_j), y[:, j]) for j, h_j in enumerate(h))  # type: ignore[return-value]
         return F.cross_entropy(wide(h), y)
 
 
-def inverse_frequency(n):
+def inverse_frequency(n: Tensor) -> Tensor:
     """w_c proportional to 1 / n_c, mean 1: float32 (C,). n: images a class, (C,), each at least 1."""
     return _mean_one(1 / n.double())
 
 
-def effective_number(n, beta=0.999):
+def effective_number(n: Tensor, beta: float = 0.999) -> Tensor:
     """w_c proportional to (1 - beta) / (1 - beta^n_c), mean 1: float32 (C,). beta 0: all 1; to 1: inverse frequency.
 
     Source: Cui et al. 2019 (class-balanced loss). ValueError for beta outside [0, 1).
@@ -42,13 +46,13 @@ def effective_number(n, beta=0.999):
     return _mean_one((1 - beta) / (1 - beta ** n.double()))
 
 
-def _mean_one(w):
+def _mean_one(w: Tensor) -> Tensor:
     if not w.isfinite().all():
         raise ValueError("a class without images has no weight: leave it out of the set")
     return (w / w.mean()).float()
 
 
-def weighted_cross_entropy(h, y, w, reduction="samples"):
+def weighted_cross_entropy(h: Tensor, y: Tensor, w: Tensor, reduction: str = "samples") -> Tensor:
     """w_y * -log p_y, averaged: a scalar. h: logits (B, C); y: (B,); w: (C,), not negative.
 
     reduction: 'samples' divides by B, 'weights' by the batch's sum of weights (as torch's cross_entropy(weight=w) does;
@@ -72,7 +76,9 @@ class Weighted(Method):
     another learning rate. ValueError for a class without images, where weights are used.
     """
 
-    def __init__(self, n, scheme="inverse", beta=0.999, start=0, reduction="samples"):
+    def __init__(
+        self, n: Tensor, scheme: str = "inverse", beta: float = 0.999, start: int | None = 0, reduction: str = "samples"
+    ) -> None:
         super().__init__()
         if scheme not in ("inverse", "effective") or reduction not in ("samples", "weights"):
             raise ValueError(
@@ -83,10 +89,10 @@ class Weighted(Method):
         weigh = {"inverse": inverse_frequency, "effective": lambda n: effective_number(n, beta)}[scheme]
         self.register_buffer("target", self.w.clone() if start is None else weigh(n))
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return weighted_cross_entropy(net(x), y, self.w, self.reduction)
 
-    def update(self, epoch, net, train, valid):
+    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None) -> dict[str, Any]:
         if epoch == self.start:
             self.w.copy_(self.target)
         return {}
@@ -98,26 +104,26 @@ class Focal(Method):
     Source: Lin et al. 2017.
     """
 
-    def __init__(self, n=None, gamma=1.0):
+    def __init__(self, n: Tensor | None = None, gamma: float = 1.0) -> None:
         super().__init__()
         if not gamma >= 0:
             raise ValueError(f"gamma {gamma}: at least 0")
         self.gamma = gamma
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         log_p = F.log_softmax(wide(net(x)), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
         rest = -torch.expm1(log_p)  # 1 - p_y, 0 where the network is sure; a power below 1 has no slope there
         return (-(rest.clamp(min=torch.finfo(rest.dtype).tiny) ** self.gamma) * log_p).mean()
 
 
-def log_prior(n, tau=1.0):
+def log_prior(n: Tensor, tau: float = 1.0) -> Tensor:
     """tau * log(n_c / N): (C,). n: images a class (C,); ValueError where a class has none."""
     if n.min() < 1:
         raise ValueError("a class without images has no prior: leave it out of the set")
     return tau * (n / n.sum()).log()
 
 
-def over_sample(y, per_class=None, generator=None):
+def over_sample(y: Tensor, per_class: int | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Positions in y such that every class appears `per_class` times, default n_max: int64 (C * per_class,).
 
     A class is repeated whole as often as it fits; the remainder is drawn without replacement. y: int64 (N,); a class
@@ -145,16 +151,16 @@ class OverSampling(CrossEntropy):
 
     several_labels = False
 
-    def __init__(self, n=None, whole=False, start=0):
+    def __init__(self, n: Tensor | None = None, whole: bool = False, start: int = 0) -> None:
         super().__init__()
         self.whole, self.start = whole, start
 
-    def visits(self, n, epoch):
+    def visits(self, n: Any, epoch: int) -> int:
         if epoch < self.start:
             return super().visits(n, epoch)
         return int((n > 0).sum()) * (int(n.max()) if self.whole else -(-int(n.sum()) // len(n)))
 
-    def update(self, epoch, net, train, valid):
+    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None) -> dict[str, Any]:
         if epoch >= self.start:
             train.order = over_sample(train.y, None if self.whole else -(-len(train.y) // len(train.n)))
         return {}
@@ -168,11 +174,11 @@ class LogitAdjusted(CrossEntropy):
 
     several_labels = False
 
-    def __init__(self, n, tau=1.0):
+    def __init__(self, n: Tensor, tau: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("shift", log_prior(n, tau))  # (C,)
 
-    def predict(self, net, x):
+    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         return net(x) - self.shift
 
 
@@ -182,11 +188,11 @@ class BalancedSoftmax(Method):
     Source: Menon et al. 2021; Ren et al. 2020.
     """
 
-    def __init__(self, n, tau=1.0):
+    def __init__(self, n: Tensor, tau: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("shift", log_prior(n, tau))  # (C,)
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return F.cross_entropy(net(x) + self.shift, y)
 
 
@@ -196,17 +202,17 @@ class CDT(Method):
     gamma 0 is cross entropy; scores at test time are the logits as they are. Source: Ye et al. 2020.
     """
 
-    def __init__(self, n, gamma=0.2):
+    def __init__(self, n: Tensor, gamma: float = 0.2) -> None:
         super().__init__()
         if not gamma >= 0 or n.min() < 1:
             raise ValueError(f"gamma {gamma}, smallest class {n.min()}: gamma from 0, and at least one image per class")
         self.register_buffer("temperature", ((n.max() / n.double()) ** gamma).float())  # (C,), at least 1
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return F.cross_entropy(net(x) / self.temperature, y)
 
 
-def subtract_margins(cosine, y, m):
+def subtract_margins(cosine: Tensor, y: Tensor, m: Tensor) -> Tensor:
     """cosine_c - m_c at the sample's own class c = y, the cosines themselves elsewhere: (B, C).
 
     cosine: (B, C); y: (B,); m: margins (C,).
@@ -227,8 +233,9 @@ class LDAM(Weighted):
     version = 2  # 1 took the mean over samples, and its class vectors started with torch's default length
 
     def __init__(
-        self, n, margin=0.5, scale=30.0, scheme="effective", beta=0.9999, start=160, reduction="weights"
-    ):  # fmt: skip
+        self, n: Tensor, margin: float = 0.5, scale: float = 30.0, scheme: str = "effective", beta: float = 0.9999,
+        start: int | None = 160, reduction: str = "weights",
+    ) -> None:  # fmt: skip
         super().__init__(n, scheme, beta, start, reduction)
         if n.min() < 1:
             raise ValueError("a class without images has no margin: leave it out of the set")
@@ -236,7 +243,7 @@ class LDAM(Weighted):
         self.scale = scale
         self.register_buffer("m", (m * margin / m.max()).float())  # (C,)
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         name = classifier(net)
         layer = net.get_submodule(name)
         if not isinstance(layer, CosineHead):

@@ -3,14 +3,18 @@
 Source: Sinha, Ohashi, Nakamura, ACCV 2020 (arXiv 2010.01824); equation numbers are the paper's. Derived in chapter 05.
 """
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from imbook.data import AnyBatches
 from imbook.methods.baselines import weighted_cross_entropy
 from imbook.metrics import confusion, recall
 from imbook.train import Method, evaluate
 
 
-def difficulty(accuracy):
+def difficulty(accuracy: Tensor) -> Tensor:
     """Equation 1: d_c = 1 - A_c, (C,).
 
     accuracy: (C,) in [0, 1], each class's share of held-out samples predicted right. Raises ValueError for a
@@ -22,7 +26,7 @@ def difficulty(accuracy):
     return 1 - accuracy
 
 
-def weights(difficulty, tau):
+def weights(difficulty: Tensor, tau: float | Tensor) -> Tensor:
     """Equation 2, w_c = d_c^tau, scaled to sum to C as the released code does: (C,).
 
     difficulty: (C,) in [0, 1]; tau: at least 0, a number or a scalar tensor; 0 gives all ones. A perfect class
@@ -34,7 +38,7 @@ def weights(difficulty, tau):
     return torch.where(total > 0, w * len(w) / total.clamp(min=torch.finfo(w.dtype).tiny), torch.ones_like(w))
 
 
-def dynamic_tau(accuracy, variant="paper", eps=0.01):
+def dynamic_tau(accuracy: Tensor, variant: str = "paper", eps: float = 0.01) -> Tensor:
     """Equations 3 and 4, or what the released CIFAR code does instead: a scalar tensor.
 
     'paper': tau = 2 / (1 + exp(-b)), b = max A / (min A + eps) - 1, in [0.53, 2). 'released': the sigmoid of b + 1,
@@ -61,7 +65,10 @@ class CDB(Method):
 
     needs_valid = True
 
-    def __init__(self, n, tau="dynamic", variant="paper", reduction="samples", smooth=0.0, floor=0.0):
+    def __init__(
+        self, n: Tensor, tau: float | str = "dynamic", variant: str = "paper", reduction: str = "samples",
+        smooth: float = 0.0, floor: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if tau != "dynamic" and not (isinstance(tau, int | float) and tau >= 0):
             raise ValueError(f"tau {tau!r}: a number from 0 up, or 'dynamic'")
@@ -75,10 +82,10 @@ class CDB(Method):
         self.register_buffer("w", torch.ones(len(n)))  # (C,)
         self.register_buffer("accuracy", torch.zeros(len(n), dtype=torch.float64))  # (C,), of the last update
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return weighted_cross_entropy(net(x), y, self.w, self.reduction)
 
-    def update(self, epoch, net, train, valid):
+    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: Any) -> dict[str, Any]:
         if epoch == 0:
             return {"w": self.w.clone(), "tau": None, "accuracy": None}
         measured = recall(confusion(*evaluate(net, valid)))

@@ -5,9 +5,11 @@ reading notes [S]. Derived in chapter 04.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from imbook.methods.baselines import CrossEntropy, wide
 from imbook.nets import tap
@@ -15,7 +17,7 @@ from imbook.nets import tap
 LEVELS, FORMS = ("class", "instance"), ("relative", "absolute", "distribution")
 
 
-def imbalance(n):
+def imbalance(n: Tensor) -> float:
     """Omega: the percentage of the samples that would have to move to another class to make all equal, in [0, 100).
 
     n: images a class, (C,). The paper's unit is not known; this reading is ours [R].
@@ -27,7 +29,7 @@ def imbalance(n):
     return 100 * ((n - n.mean()).clamp(min=0).sum() / n.sum()).item()
 
 
-def minority(y, classes, rho=0.5, budget="kept"):
+def minority(y: Tensor, classes: int, rho: float = 0.5, budget: str = "kept") -> Tensor:
     """Equation 3: which classes of a batch are its minority, bool (C,).
 
     The smallest classes whose samples together are at most rho * B; of those, the ones with two samples or more, as a
@@ -42,7 +44,7 @@ def minority(y, classes, rho=0.5, budget="kept"):
     return torch.empty_like(fits).scatter(0, order, fits) & paired
 
 
-def mine_classes(p, y, kappa):
+def mine_classes(p: Tensor, y: Tensor, kappa: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Equations 4, 5 and 10, class level: the distances of each sample to its hard positives and negatives.
 
     Hard positives of class c are the kappa samples of c with the lowest score p_c, hard negatives the kappa others with
@@ -61,7 +63,7 @@ def mine_classes(p, y, kappa):
     return d_pos, d_neg, is_pos, is_neg
 
 
-def mine_instances(z, y, kappa):
+def mine_instances(z: Tensor, y: Tensor, kappa: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Equations 6, 7 and 11, instance level: Euclidean distances to the kappa farthest of the own class and the kappa
     nearest of the others.
 
@@ -76,7 +78,7 @@ def mine_instances(z, y, kappa):
     return torch.where(is_pos, d_pos, 0), torch.where(is_neg, d_neg, 0), is_pos, is_neg
 
 
-def relative(d_pos, d_neg, is_pos, is_neg, margin):
+def relative(d_pos: Tensor, d_neg: Tensor, is_pos: Tensor, is_neg: Tensor, margin: float) -> Tensor:
     """Equation 9: the mean of max(0, margin + d_pos - d_neg) over all triplets, a scalar; 0 without triplets.
 
     d_pos, d_neg: (B, K); is_pos, is_neg: bool (B, K), which of them count.
@@ -85,12 +87,12 @@ def relative(d_pos, d_neg, is_pos, is_neg, margin):
     return _mean((margin + d_pos[:, :, None] - d_neg[:, None, :]).relu(), triplet)
 
 
-def absolute(d_pos, d_neg, is_pos, is_neg, margin):
+def absolute(d_pos: Tensor, d_neg: Tensor, is_pos: Tensor, is_neg: Tensor, margin: float) -> Tensor:
     """Equation 13: half of the mean d_pos^2 plus the mean max(margin - d_neg, 0)^2, over all pairs; a scalar."""
     return (_mean(d_pos**2, is_pos) + _mean((margin - d_neg).relu() ** 2, is_neg)) / 2
 
 
-def distribution(d_pos, d_neg, is_pos, is_neg, low, bins=40):
+def distribution(d_pos: Tensor, d_neg: Tensor, is_pos: Tensor, is_neg: Tensor, low: float, bins: int = 40) -> Tensor:
     """Equations 14 to 16: the probability that d_neg <= d_pos, from two soft histograms; a scalar.
 
     Distances lie in [low, low + 2]; bins: how many [R], each 2 / bins wide.
@@ -99,7 +101,7 @@ def distribution(d_pos, d_neg, is_pos, is_neg, low, bins=40):
     return (h_pos * h_neg.cumsum(0)).sum()
 
 
-def soft_histogram(d, counted, low, bins):
+def soft_histogram(d: Tensor, counted: Tensor, low: float, bins: int) -> Tensor:
     """Equation 15: the shares of the distances at bins + 1 nodes from low to low + 2, each distance divided linearly
     between its two neighbours: (bins + 1,), sum 1, or 0 where nothing is counted. d, counted: (B, K).
     """
@@ -112,7 +114,10 @@ def soft_histogram(d, counted, low, bins):
     return h / counted.sum().clamp(min=1)
 
 
-def rectification(h, z, y, level="class", form="relative", kappa=3, rho=0.5, budget="kept", margin=None, bins=40):
+def rectification(
+    h: Tensor, z: Tensor | None, y: Tensor, level: str = "class", form: str = "relative", kappa: int = 3,
+    rho: float = 0.5, budget: str = "kept", margin: float | None = None, bins: int = 40,
+) -> Tensor:  # fmt: skip
     """L_crl of one label (equations 9, 13 or 14), a scalar; 0, with a gradient of 0, in a batch without minority.
 
     h: logits (B, C); z: features (B, D), used at instance level; y: (B,). margin: default 0.5 at class level and
@@ -124,7 +129,7 @@ def rectification(h, z, y, level="class", form="relative", kappa=3, rho=0.5, bud
     if level == "class":
         d_pos, d_neg, is_pos, is_neg = mine_classes(h.softmax(1), y, kappa)
     else:
-        z = wide(z)
+        z = wide(z)  # type: ignore[arg-type]
         d_pos, d_neg, is_pos, is_neg = mine_instances(F.normalize(z) if form == "distribution" else z, y, kappa)
     anchor = minority(y, classes, rho, budget)[y][:, None]  # (B, 1)
     pairs = d_pos, d_neg, is_pos & anchor, is_neg & anchor
@@ -147,18 +152,18 @@ class CRL(CrossEntropy):
 
     def __init__(
         self,
-        n,
-        level="class",
-        form="relative",
-        kappa=3,
-        alpha=None,
-        eta=0.01,
-        rho=0.5,
-        budget="kept",
-        margin=None,
-        bins=40,
-        stage=None,
-    ):
+        n: Tensor | tuple[Tensor, ...],
+        level: str = "class",
+        form: str = "relative",
+        kappa: int = 3,
+        alpha: float | None = None,
+        eta: float = 0.01,
+        rho: float = 0.5,
+        budget: str = "kept",
+        margin: float | None = None,
+        bins: int = 40,
+        stage: str | None = None,
+    ) -> None:
         super().__init__()
         if level not in LEVELS or form not in FORMS or budget not in ("kept", "all"):
             raise ValueError(f"level {level!r}, form {form!r}, budget {budget!r}: {LEVELS}, {FORMS}, ('kept', 'all')")
@@ -171,17 +176,17 @@ class CRL(CrossEntropy):
         if not all(0 <= a <= 1 for a in self.alpha):
             raise ValueError(f"alpha {self.alpha} (eta {eta}, Omega {omega}): must lie in [0, 1]; lower eta")
         self.stage = stage
-        self.settings = dict(level=level, form=form, kappa=kappa, rho=rho, budget=budget, margin=margin, bins=bins)
+        self.settings: Any = dict(level=level, form=form, kappa=kappa, rho=rho, budget=budget, margin=margin, bins=bins)
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         h, z = self.scores(net, x)
         labels = zip(h, y.T) if isinstance(h, tuple) else [(h, y)]
-        return sum(
+        return sum(  # type: ignore[return-value]
             a * rectification(h_j, z, y_j, **self.settings) + (1 - a) * F.cross_entropy(wide(h_j), y_j)
             for a, (h_j, y_j) in zip(self.alpha, labels)
         )
 
-    def scores(self, net, x):
+    def scores(self, net: nn.Module, x: Tensor) -> tuple[Any, Tensor | None]:
         """Logits (B, C), or one such tensor per label, and features (B, D); None at class level, which has no use."""
         if self.settings["level"] == "class":
             return net(x), None
@@ -190,5 +195,5 @@ class CRL(CrossEntropy):
         return h, read[0].flatten(1)
 
 
-def _mean(values, counted):
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)

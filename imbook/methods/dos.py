@@ -5,9 +5,13 @@ equation numbers are the paper's. `DOSAbstract` adds abstract labels (Ando 2018)
 at hand, and all that stands below its line is our reconstruction [R]. Derived in chapter 06.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from imbook.data import AnyBatches
 from imbook.methods.baselines import wide
 from imbook.methods.features import embed, readings
 from imbook.nets import features, tap
@@ -16,7 +20,7 @@ from imbook.train import Method
 BLOCK = 2**22  # distances held at once: 32 MB of float64
 
 
-def nearest(z, k):
+def nearest(z: Tensor, k: int) -> Tensor:
     """The k nearest other rows of each row, nearest first: int64 (n, k).
 
     z: (n, D), n > k >= 1. Squared Euclidean distances in float64, a block of rows at a time.
@@ -31,7 +35,7 @@ def nearest(z, k):
     return torch.cat(found)
 
 
-def neighbours(z, y, k, classes):
+def neighbours(z: Tensor, y: Tensor, k: int, classes: Tensor) -> Tensor:
     """The k nearest neighbours of the same class, as positions in z, nearest first: int64 (N, k).
 
     z: (N, D); y: (N,); classes: bool (C,), those whose neighbours are sought; rows of other classes hold their own
@@ -46,7 +50,7 @@ def neighbours(z, y, k, classes):
     return found
 
 
-def draw_weights(law, shape, like):
+def draw_weights(law: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Equations (6) and (7): w >= 0 with sum 1 in each row, of `shape` (B, k). The paper leaves the law open [R].
 
     law: 'simplex' (every w equally likely), 'uniform' (k uniform numbers over their sum: nearer to the middle) or
@@ -59,17 +63,17 @@ def draw_weights(law, shape, like):
     return (w / w.sum(1, keepdim=True)).to(like.dtype)
 
 
-def squared_distance(z, v):
+def squared_distance(z: Tensor, v: Tensor) -> Tensor:
     """||f(x) - v||^2 to each v: (B, K), in float32 at least. z: (B, D), v: (B, K, D)."""
     return (wide(z)[:, None] - wide(v)).square().sum(2)
 
 
-def loss_f(d, w):
+def loss_f(d: Tensor, w: Tensor) -> Tensor:
     """Equation (8), sum_i w_i ||f(x) - v_i||^2; with w = 1 equation (3): (B,). d: squared distances (B, K); w: same."""
     return (w * d).sum(1)
 
 
-def rho(d, w):
+def rho(d: Tensor, w: Tensor) -> Tensor:
     """Equation (10), exp(-w_i ||f(x) - v_i||^2) / Z; with w = 1 equation (5): (B, K), rows sum to 1.
 
     A softmax: shifted by the largest exponent, so that it is finite where every exp(-d) underflows to 0.
@@ -77,7 +81,7 @@ def rho(d, w):
     return (-w * d).softmax(1)
 
 
-def loss_g(h, y, rho):
+def loss_g(h: Tensor, y: Tensor, rho: Tensor) -> Tensor:
     """Equation (9), sum_i rho_i H(g(v_i), y); with the rho of (5) equation (4): (B,).
 
     h: logits g(v) (B, K, C); y: (B,); rho: (B, K).
@@ -86,12 +90,11 @@ def loss_g(h, y, rho):
     return (rho * each.view(rho.shape)).sum(1)
 
 
-def small_classes(n, rule="median"):
+def small_classes(n: Tensor, rule: str = "median") -> Tensor:
     """Which classes are the minority, bool (C,). n: images a class (C,). The paper names them by hand; ours [R].
 
     rule: 'median' (at most half as many images as the middle class; of two middle ones the smaller), 'half' (at most
-    half as many as the largest) or 'all' (every class: the paper's experiment on balanced data). ValueError for
-    another.
+    half as many as the largest) or 'all' (every class: the paper's experiment on balanced data), else ValueError.
     """
     if rule not in ("median", "half", "all"):
         raise ValueError(f"minority {rule!r}: choose from 'median', 'half', 'all'")
@@ -100,7 +103,7 @@ def small_classes(n, rule="median"):
     return n <= (n.median() if rule == "median" else n.max()) / 2
 
 
-def scale_or_one(scale, z):
+def scale_or_one(scale: Tensor, z: Tensor) -> Tensor:
     """The scale to divide squared distances by, a scalar tensor: 1 where it is 0, or only rounding.
 
     scale: a mean of squared distances between rows of z (N, D). Where features have collapsed to one point it is the
@@ -110,7 +113,7 @@ def scale_or_one(scale, z):
     return torch.where(scale > (8 * torch.finfo(z.dtype).eps) ** 2 * size, scale, 1)
 
 
-def variance_within(z, y, classes):
+def variance_within(z: Tensor, y: Tensor, classes: int) -> Tensor:
     """The variance of each class's rows around their mean over that of all rows around theirs: float64 (C,).
 
     z: (N, D); y: (N,); nan for a class without samples. Small where a class is a tight cluster.
@@ -151,9 +154,10 @@ class DOS(Method):
     version = 2  # 1 had the scale 'spread' by default
 
     def __init__(
-        self, n, k=5, r=1.0, start=3, every=2, minority="median", stage=None, lambda_=1.0, w="simplex",
-        scale="variance", v="stored", read=False,
-    ):  # fmt: skip
+        self, n: Tensor, k: int = 5, r: float = 1.0, start: int = 3, every: int = 2, minority: str = "median",
+        stage: str | None = None, lambda_: float = 1.0, w: str = "simplex", scale: str = "variance", v: str = "stored",
+        read: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, value, known in (
             ("w", w, ("simplex", "uniform", "equal", "none")),
@@ -180,15 +184,15 @@ class DOS(Method):
         self.register_buffer("z", torch.zeros(0, 0))  # (N, D), f(x) at the start of the round
         self.register_load_state_dict_pre_hook(_take_sizes)
 
-    def visits(self, n, epoch):
+    def visits(self, n: Any, epoch: int) -> int:
         began = self.k and epoch >= self.start
         return int((n * self.times.to(n.device)).sum()) if began else super().visits(n, epoch)
 
-    def terms(self, net, x, y, i):
+    def terms(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each image (B,), and its features f(x), flat (B, D)."""
         seen = []
 
-        def extend(z):
+        def extend(z: Tensor) -> Tensor:
             seen.append(z.flatten(1))
             if not self.k:
                 return z
@@ -204,7 +208,7 @@ class DOS(Method):
         cluster = loss_g(h[len(y) :].view(*w.shape, -1), y, rho(d, w)) + self.lambda_ * loss_f(d, w)
         return torch.where(self.active[y], cluster, plain), z
 
-    def targets(self, net, z, i):
+    def targets(self, net: nn.Module, z: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
         """The neighbours' features v (B, K, D) of the images at positions i (B,), and their weights w (B, K).
 
         z: the images' own features (B, D).
@@ -221,12 +225,12 @@ class DOS(Method):
             v = self.z[near]
         return v, w
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         if not self.k:
             return F.cross_entropy(wide(net(x)), y)
         return self.terms(net, x, y, i)[0].mean()
 
-    def update(self, epoch, net, train, valid):
+    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None) -> dict[str, Any]:
         self.source = train
         begins = epoch >= self.start and (epoch - self.start) % self.every == 0
         if epoch == 0 or begins:
@@ -237,12 +241,12 @@ class DOS(Method):
                 self.renew(z, train)
         return self.log(epoch) if epoch >= self.start else {}
 
-    def allocate(self, z):
+    def allocate(self, z: Tensor) -> None:
         """Tables for the training set's features z (N, D), before the first epoch."""
         self.near = torch.arange(len(z), device=z.device)[:, None].repeat(1, self.k)
         self.z = torch.zeros_like(z)
 
-    def renew(self, z, train):
+    def renew(self, z: Tensor, train: AnyBatches) -> None:
         """Begin a round: new neighbours, targets and scale, from the features z (N, D) of all training images."""
         if not self.k:
             return
@@ -260,18 +264,18 @@ class DOS(Method):
         within = variance_within(z, train.y, len(self.small))
         self.measured[1], self.measured[2] = (within[m].nanmean() for m in (self.small, ~self.small))
 
-    def log(self, epoch):
+    def log(self, epoch: int) -> dict[str, Any]:
         """What is logged of an epoch in a round."""
         spread, within, within_majority = self.measured.tolist()
         logged = dict(round=(epoch - self.start) // self.every + 1, spread=spread, within=within)
         return {**logged, "within_majority": within_majority} if self.k else {}
 
-    def finish(self, net, train):
+    def finish(self, net: nn.Module, train: AnyBatches) -> None:
         if self.read:
             self.readings = readings(net, train)
 
 
-def _take_sizes(module, state, prefix, *_):
+def _take_sizes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Tables and layers as those of the checkpoint: N, D and dtype are known only once a network has embedded a set."""
     for name, table in module.named_buffers(recurse=False):
         if prefix + name in state:
@@ -286,7 +290,7 @@ def _take_sizes(module, state, prefix, *_):
 # and numbers were not available to us; known is that labels are generated and guide features to different subspaces.
 
 
-def abstract_labels(z, y, classes, groups, by="classes"):
+def abstract_labels(z: Tensor, y: Tensor, classes: int, groups: int, by: str = "classes") -> Tensor:
     """The abstract label of each image: int64 (N,), 0 to G-1. Our reconstruction [R].
 
     by: 'classes' joins the class means in the features (agglomerative, Ward), so that a class has one label;
@@ -307,7 +311,7 @@ def abstract_labels(z, y, classes, groups, by="classes"):
     return label[y]
 
 
-def keep_names(new, old, groups):
+def keep_names(new: Tensor, old: Tensor, groups: int) -> Tensor:
     """The new labels renamed so that as many images as can be keep their old label: int64 (N,).
 
     Clusters have no order: without this the groups would change places, and blocks, from round to round.
@@ -319,7 +323,7 @@ def keep_names(new, old, groups):
     return torch.as_tensor(names, device=new.device)[new]
 
 
-def inside(z, a, groups):
+def inside(z: Tensor, a: Tensor, groups: int) -> Tensor:
     """The share of each image's energy ||z||^2 that lies in its group's block of dimensions: (B,), in [0, 1].
 
     Our reconstruction [R]. z: (B, D); a: abstract labels (B,). Block g holds the dimensions d with d G // D = g. An
@@ -345,8 +349,9 @@ class DOSAbstract(DOS):
     """
 
     def __init__(
-        self, n, groups=2, by="classes", head_weight=0.1, block_weight=0.1, super_classes=None, **hyper
-    ):  # fmt: skip
+        self, n: Tensor, groups: int = 2, by: str = "classes", head_weight: float = 0.1, block_weight: float = 0.1,
+        super_classes: tuple[int, ...] | None = None, **hyper: Any,
+    ) -> None:  # fmt: skip
         super().__init__(n, **hyper)
         if groups < 1 or head_weight < 0 or block_weight < 0 or by not in ("classes", "instances"):
             raise ValueError(
@@ -362,7 +367,7 @@ class DOSAbstract(DOS):
         self.register_buffer("on", torch.zeros(()))  # 1 from the first round on
         self.register_buffer("seen", torch.zeros(2))  # sum of `inside`, and images, since the last update
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         each, z = self.terms(net, x, y, i)
         a = self.a[i]
         share = inside(wide(z), a, self.groups)
@@ -370,18 +375,18 @@ class DOSAbstract(DOS):
         apart = self.head_weight * F.cross_entropy(wide(self.head(z)), a) + self.block_weight * (1 - share).mean()
         return each.mean() + self.on * apart
 
-    def allocate(self, z):
+    def allocate(self, z: Tensor) -> None:
         super().allocate(z)
         self.a = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self.head.to(z.dtype)(z[:1])  # the layer now knows D
 
-    def renew(self, z, train):
+    def renew(self, z: Tensor, train: AnyBatches) -> None:
         super().renew(z, train)
         new = abstract_labels(z, train.y, len(self.small), self.groups, self.by)
         self.a.copy_(torch.where(self.on > 0, keep_names(new, self.a, self.groups), new))
         self.on.fill_(1)
 
-    def log(self, epoch):
+    def log(self, epoch: int) -> dict[str, Any]:
         of_class = torch.zeros(len(self.small), self.groups, device=self.a.device)
         of_class.index_put_((self.source.y, self.a), torch.ones_like(self.on), accumulate=True)
         groups = of_class.argmax(1)

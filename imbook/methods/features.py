@@ -3,15 +3,19 @@
 Source: Ando and Huang 2017 (arXiv 1704.07515). Chapter 06.
 """
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from imbook.data import AnyBatches
 from imbook.methods.baselines import CrossEntropy, wide
 from imbook.nets import features
 from imbook.train import Method
 
 
 @torch.no_grad()
-def embed(net, batches, stage=None):
+def embed(net: nn.Module, batches: AnyBatches, stage: str | None = None) -> Tensor:
     """The features of all samples in order, in evaluation mode, flat: (N, D); modes are put back.
 
     stage: any stage of the network (see `imbook.nets`), default what the classifier is given. ValueError that names the
@@ -41,15 +45,15 @@ class OnFeatures(Method):
     where the features are taken (see `imbook.nets`), default what the network's classifier is given.
     """
 
-    def __init__(self, classifier, stage=None):
+    def __init__(self, classifier: Any, stage: str | None = None) -> None:
         super().__init__()
         self.classifier, self.stage = classifier, stage
 
-    def finish(self, net, train):
+    def finish(self, net: nn.Module, train: AnyBatches) -> None:
         self.classifier.fit(wide(embed(net, train, self.stage)).cpu().numpy(), train.y.cpu().numpy())
         self.classes = len(train.n)
 
-    def predict(self, net, x):
+    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         """log of the classifier's probabilities: (B, C), -inf where one is 0, as for a class without training samples.
 
         In float32, or the features' dtype where that has more digits.
@@ -61,7 +65,7 @@ class OnFeatures(Method):
         return p.log()
 
 
-def readings(net, train, k=5, stage=None):
+def readings(net: nn.Module, train: AnyBatches, k: int = 5, stage: str | None = None) -> dict[str, OnFeatures]:
     """k nearest neighbours ('knn') and logistic regression ('logistic') fitted to a trained network's features.
 
     A dict of `OnFeatures`; stage: theirs. The paper gives neither k nor a penalty: k = 5, and scikit-learn's penalty
@@ -91,9 +95,9 @@ class CNNCL(CrossEntropy):
 
     several_labels = False
 
-    def __init__(self, n=None, stage=None):
+    def __init__(self, n: Tensor | None = None, stage: str | None = None) -> None:
         super().__init__()
         self.stage = stage
 
-    def finish(self, net, train):
+    def finish(self, net: nn.Module, train: AnyBatches) -> None:
         self.readings = readings(net, train, stage=self.stage)

@@ -8,13 +8,14 @@ import math
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from imbook.methods.baselines import Weighted, weighted_cross_entropy
 from imbook.methods.mixup import draw_share, mix, shuffle
 from imbook.nets import tap
 
 
-def weakening(n, strength, gamma):
+def weakening(n: Tensor, strength: float, gamma: float) -> Tensor:
     """The law of lambda [R]: a_c = strength * ((n_c - n_min) / (n_max - n_min))^gamma, float32 (C,).
 
     lambda = max(l, 1 - l), l ~ Beta(a_c, a_c): the larger the class, the nearer to 1/2. a_c is 0 for the smallest class
@@ -27,7 +28,7 @@ def weakening(n, strength, gamma):
     return torch.where(above > 0, strength * share**gamma, 0).float()
 
 
-def draw_lambda(a, low=0.5):
+def draw_lambda(a: Tensor, low: float = 0.5) -> Tensor:
     """lambda in [low, 1] [R]: max(l, 1 - l) with l ~ Beta(a, a), stretched from [1/2, 1] to [low, 1]; 1 where a is 0.
 
     a: at least 0, of any shape, which is the result's; low: in [0, 1], from 1/2 on the own share is the larger one.
@@ -36,7 +37,7 @@ def draw_lambda(a, low=0.5):
     return 1 - 2 * (1 - low) * torch.minimum(l, 1 - l)
 
 
-def mean_lambda(a, low=0.5):
+def mean_lambda(a: Tensor, low: float = 0.5) -> Tensor:
     """The expectation of `draw_lambda` [R]: for low 1/2 it is 1/2 + 4^-a Gamma(2a + 1) / (2 Gamma(a + 1)^2).
 
     Computed in float64, as the logarithms are large and their sum is small; the shape and dtype of a.
@@ -49,7 +50,7 @@ def mean_lambda(a, low=0.5):
     return (1 - (1 - low) * (1 - log.exp())).to(a.dtype)
 
 
-def partners(y, major, which="any"):
+def partners(y: Tensor, major: Tensor, which: str = "any") -> Tensor:
     """The sample that each one is mixed with [R]: int64 (B,).
 
     which: 'any', a random permutation of the batch; or drawn for each sample from those of the 'major' classes, of the
@@ -77,18 +78,18 @@ class MFW(Weighted):
 
     def __init__(
         self,
-        n,
-        strength=1.0,
-        gamma=1.0,
-        stage="stage3",
-        partner="any",
-        low=0.5,
-        weakened="large",
-        start=None,
-        scheme="inverse",
-        beta=0.999,
-        reduction="samples",
-    ):
+        n: Tensor,
+        strength: float = 1.0,
+        gamma: float = 1.0,
+        stage: str = "stage3",
+        partner: str = "any",
+        low: float = 0.5,
+        weakened: str = "large",
+        start: int | None = None,
+        scheme: str = "inverse",
+        beta: float = 0.999,
+        reduction: str = "samples",
+    ) -> None:
         super().__init__(n, scheme, beta, start, reduction)
         if not strength >= 0 or not gamma >= 0 or not 0 <= low <= 1:
             raise ValueError(f"strength {strength}, gamma {gamma}, low {low}: all from 0, low up to 1")
@@ -102,10 +103,10 @@ class MFW(Weighted):
         self.register_buffer("a", weakening(n if weakened == "large" else -n, strength, gamma) if a is None else a)
         self.register_buffer("major", n > n.median())  # (C,), the lower median: half of the classes at most
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return weighted_cross_entropy(tap(net, x, {self.stage: partial(self.weaken, y)}), y, self.w, self.reduction)
 
-    def weaken(self, y, z):
+    def weaken(self, y: Tensor, z: Tensor) -> Tensor:
         """The features z (B, ...) of samples of the classes y (B,), mixed: the shape of z."""
         partner = None if self.partner == "none" else partners(y, self.major, self.partner)
         return mix(z, partner, draw_lambda(self.a[y].float(), self.low))

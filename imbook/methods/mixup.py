@@ -3,17 +3,19 @@
 Each batch is mixed with a random permutation of itself. Shapes are static and randomness is drawn on the device.
 """
 
+from collections.abc import Sequence
 from itertools import count
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from imbook.methods.baselines import wide
 from imbook.nets import tap
 from imbook.train import Method
 
 
-def draw_share(a):
+def draw_share(a: Tensor) -> Tensor:
     """l ~ Beta(a, a), independently for each number of a, and 1 where a is 0: the shape, dtype and device of a.
 
     a: at least 0. Computed from the logarithms of two Gamma variables, as a small one underflows: log Gamma(a) is
@@ -26,7 +28,7 @@ def draw_share(a):
     return torch.where(a > 0, torch.sigmoid(log[0] - log[1]), 1)
 
 
-def mix(z, partner, lambda_):
+def mix(z: Tensor, partner: Tensor | None, lambda_: Tensor) -> Tensor:
     """lambda_i z_i + (1 - lambda_i) z_partner(i): the shape of z. Where lambda is 1 it is z_i to the last bit.
 
     z: (B, ...); partner: int64 (B,), positions in the batch, or None: nothing is mixed in, the result is lambda_i z_i;
@@ -37,12 +39,12 @@ def mix(z, partner, lambda_):
     return own if partner is None else own + (1 - lambda_) * z[partner]
 
 
-def shuffle(y):
+def shuffle(y: Tensor) -> Tensor:
     """A random permutation of the batch: int64 (B,), on the device of y."""
     return torch.rand(len(y), device=y.device).argsort()
 
 
-def mixed_cross_entropy(h, y, partner, share):
+def mixed_cross_entropy(h: Tensor, y: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     """The mean of share_i * -log p_y(i) + (1 - share_i) * -log p_y(partner(i)): a scalar.
 
     h: logits (B, C); y: (B,); partner: (B,); share: (B,), or a scalar tensor. Shares of 1 give F.cross_entropy(h, y) to
@@ -60,17 +62,17 @@ class Mixup(Method):
     alpha 0 is cross entropy. lambda is drawn in float32 whatever the dtype of the images. Source: Zhang et al. 2018.
     """
 
-    def __init__(self, n=None, alpha=1.0):
+    def __init__(self, n: Tensor | None = None, alpha: float = 1.0) -> None:
         super().__init__()
         if not alpha >= 0:
             raise ValueError(f"alpha {alpha}: at least 0")
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
-    def draw(self, y):
+    def draw(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Each sample's partner, int64 (B,), and the batch's lambda, a scalar tensor."""
         return shuffle(y), draw_share(self.alpha.float())
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         partner, lambda_ = self.draw(y)
         return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, lambda_)
 
@@ -83,20 +85,22 @@ class ManifoldMixup(Mixup):
     on the device. Source: Verma et al. 2019; input and the first two stages are our choice [R].
     """
 
-    def __init__(self, n=None, alpha=1.0, stages=("input", "stage1", "stage2")):
+    def __init__(
+        self, n: Tensor | None = None, alpha: float = 1.0, stages: Sequence[str] = ("input", "stage1", "stage2")
+    ) -> None:
         super().__init__(n, alpha)
         if isinstance(stages, str) or not stages or len(set(stages)) < len(stages):
             raise ValueError(f"stages {stages!r}: a tuple that names at least one, each once, such as ('stage1',)")
         self.stages = tuple(stages)
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         partner, lambda_ = self.draw(y)
         drawn, passed = torch.randint(len(self.stages), (), device=y.device), count()
         change = lambda z: mix(z, partner, torch.where(drawn == next(passed), lambda_, 1))  # noqa: E731
         return mixed_cross_entropy(tap(net, x, dict.fromkeys(self.stages, change)), y, partner, lambda_)
 
 
-def remix_share(lambda_, n_own, n_other, kappa, tau):
+def remix_share(lambda_: Tensor, n_own: Tensor, n_other: Tensor, kappa: float, tau: float) -> Tensor:
     """The label's share lambda_y of Remix: the shape of n_own.
 
     0 where n_own >= kappa n_other and lambda < tau; 1 where n_other >= kappa n_own and 1 - lambda < tau; else lambda.
@@ -114,14 +118,14 @@ class Remix(Mixup):
     Source: Chou et al. 2020.
     """
 
-    def __init__(self, n, alpha=1.0, kappa=3.0, tau=0.5):
+    def __init__(self, n: Tensor, alpha: float = 1.0, kappa: float = 3.0, tau: float = 0.5) -> None:
         super().__init__(n, alpha)
         if not kappa >= 1 or not 0 <= tau <= 1:
             raise ValueError(f"kappa {kappa}, tau {tau}: kappa is at least 1, tau in [0, 1]")
         self.kappa, self.tau = kappa, tau
         self.register_buffer("n", n.double())  # (C,)
 
-    def forward(self, net, x, y, i):
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         partner, lambda_ = self.draw(y)
         share = remix_share(lambda_, self.n[y], self.n[y[partner]], self.kappa, self.tau)
         return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, share)
