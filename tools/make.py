@@ -167,6 +167,7 @@ def sphinx():
         call(python, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", ".", "_build/html")
     finally:
         Path("conf.py").unlink(missing_ok=True)
+    call(PYTHON, "tools/finish.py", "_build/html")
     pytest("tests/test_book.py", "tests/test_browser.py")
 
 
@@ -180,6 +181,7 @@ def book():
     pytest("tests/test_notebooks.py", "-k", "executed")
     shutil.rmtree("_build", ignore_errors=True)
     call(str(BIN / "jupyter-book"), "build", ".", "--warningiserror", "--keep-going", "--nitpick", "--quiet")
+    call(PYTHON, "tools/finish.py", "_build/html")
     print(ROOT / "_build/html/index.html")
 
 
