@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,7 @@ def sizes(result, ax):
         ax.barh(at + (k - 1) * 0.27, n, 0.25, color=PARTS[part], label=part)
     ax.set(yticks=at, yticklabels=_short(result["classes"]), xscale="log", xlabel="pictures (log)")
     ax.set_title("Pictures per class")
+    ax.set_xlim(left=0.7)
     ax.invert_yaxis()
     ax.legend(fontsize="small")
     return ax
@@ -92,14 +94,16 @@ def _thumbnail(path, side):
         return np.asarray(ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (side, side)))
 
 
-def overview(result):
-    """All figures of a result in one: the report's PNG."""
+def overview(result, sentences):
+    """All figures of a result and its recommendation in one: the report's PNG."""
     drawn = [sizes, costs, confusion, calibration, *([curve] if result["curve"] else [])]
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
     for ax in axes.flat[len(drawn) :]:
         ax.axis("off")
     for ax, draw in zip(axes.flat, drawn):
         draw(result, ax)
+    text = "\n\n".join(fill(line, 58) for line in sentences)
+    axes.flat[len(drawn)].text(0, 1, text, va="top", fontsize=11)
     return figure
 
 

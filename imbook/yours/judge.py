@@ -85,17 +85,29 @@ def confusions(decisions, y, groups, classes):
     return np.bincount(cell, minlength=(number.max() + 1) * classes**2).reshape(-1, classes, classes).astype(float)
 
 
-def weights(many, draws=DRAWS, seed=0):
-    """How often the bootstrap draws each of `many` groups, yielded in pieces: float64 (50, many)."""
-    rng = np.random.default_rng(seed)
+def weights(by_group, draws=DRAWS, seed=0):
+    """How often the bootstrap draws each group, yielded in pieces: float64 (50, G). by_group: (G, C, C).
+
+    Groups are drawn with replacement within strata: those whose rarest class is the same. So no class vanishes from a
+    draw, however few pictures it has; without groups each class is drawn on its own.
+    """
+    rng, of = np.random.default_rng(seed), by_group.sum(2)  # (G, C)
+    stratum = np.where(of > 0, of.sum(0), np.inf).argmin(1)  # (G,)
+    members = [np.flatnonzero(stratum == c) for c in np.unique(stratum)]
     for _ in range(0, draws, 50):
-        yield rng.multinomial(many, np.full(many, 1 / many), 50).astype(float)
+        w = np.zeros((50, len(by_group)))
+        for m in members:
+            w[:, m] = rng.multinomial(len(m), np.full(len(m), 1 / len(m)), 50)
+        yield w
 
 
 def drawn(by_group, measure, seed=0):
-    """A measure of the bootstrap's confusion matrices: (DRAWS, ...). by_group: (G, C, C); measure: as of `MEASURES`."""
+    """A measure of the bootstrap's confusion matrices: (DRAWS, ...). by_group: (G, C, C); measure: as of `MEASURES`.
+
+    The draws depend on the labels and groups alone, so those of two rows are paired.
+    """
     flat, shape = by_group.reshape(len(by_group), -1), by_group.shape[1:]
-    return np.concatenate([measure((w @ flat).reshape(-1, *shape)) for w in weights(len(by_group), seed=seed)])
+    return np.concatenate([measure((w @ flat).reshape(-1, *shape)) for w in weights(by_group, seed=seed)])
 
 
 def interval(values):
@@ -131,15 +143,21 @@ def equal(c):
     return c / np.maximum(c.sum(-1, keepdims=True), 1)
 
 
-def choose(cost, error, simplicity):
+def choose(cost, simplicity):
+    """The reading of the least validation cost, among equals the simplest: its name.
+
+    cost: {name: mean validation cost}; simplicity: names, the simplest first.
+    """
+    return min(cost, key=lambda name: (round(cost[name], 9), simplicity.index(name)))
+
+
+def simplest(cost, error, simplicity):
     """The simplest reading whose validation cost is within one standard error of the least: its name.
 
-    cost: {name: mean validation cost}; error: {name: standard error of its difference to the least}; simplicity: names,
-    simplest first. Source: the one-standard-error rule of Breiman et al. 1984.
+    error: {name: standard error of its difference to the least}. Source: the rule of Breiman et al. 1984.
     """
-    least = min(cost, key=cost.get)
-    close = [name for name in cost if cost[name] - cost[least] <= error[name]]
-    return min(close, key=simplicity.index)
+    least = min(cost.values())
+    return min((name for name in cost if cost[name] - least <= error[name]), key=simplicity.index)
 
 
 def images_for(n, cost, gain):

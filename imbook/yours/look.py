@@ -115,13 +115,14 @@ def examine(files, seconds=float("inf"), show=False):
     """Read the pictures one by one: a frame, one row per file.
 
     Columns: path, label, width, height, mode, digest (of the file's bytes), hash (a difference hash of 64 bits, as 16
-    hex digits), error (why it cannot be read, else ''), looked (False for the files that `seconds` had no time for).
+    hex digits), error (why it cannot be read, else ''), looked (False for the files that `seconds` had no time for;
+    the first 500 are looked at in any case).
     show: a progress bar. Memory does not grow with the size of the pictures.
     """
     deadline, rows = time.monotonic() + seconds, []
     with tqdm(total=len(files.paths), desc="look", unit="file", disable=not show) as bar:
         for start in range(0, len(files.paths), CHUNK):
-            if time.monotonic() > deadline:
+            if rows and time.monotonic() > deadline:
                 break
             rows += _examine([files.root / p for p in files.paths[start : start + CHUNK]])
             bar.update(len(rows) - bar.n)

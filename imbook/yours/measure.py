@@ -90,7 +90,7 @@ def result(out):
         raise ValueError(f"{out} has no finished run of {FIRST}: the command that began it goes on from there")
     readings = {name: d for label in runs.labels() for name, d in runs.readings(label).items()}
     by_group = {name: {part: runs.confusions(d, part) for part in ("valid", "test")} for name, d in readings.items()}
-    chosen, valid = _choice(runs, by_group, readings)
+    chosen, simple, valid = _choice(runs, by_group, readings)
     rows = [_row(runs, name, by_group, valid, len(readings[name])) for name in readings]
     label, _, way = chosen.partition(",")
     shown = _median_seed(runs, readings[chosen])
@@ -98,7 +98,7 @@ def result(out):
     folder = Path(runs.trial["path"])
     return dict(
         out=str(out), root=str(folder if folder.is_dir() else folder.parent), command=runs.trial["command"],
-        classes=runs.classes, n=runs.look["n"], train=runs.n.tolist(), rows=rows, chosen=chosen,
+        classes=runs.classes, n=runs.look["n"], train=runs.n.tolist(), rows=rows, chosen=chosen, simple=simple,
         per_class=runs.costs.per_class, costs=runs.costs.matrix.tolist(), shown_seed=shown,
         parts={p: np.bincount(run[f"y_{p}"], minlength=len(runs.classes)).tolist() for p in ("valid", "test")},
         groups={p: len(set(g)) for p, g in runs.groups.items()},
@@ -109,14 +109,14 @@ def result(out):
 
 
 def _choice(runs, by_group, readings):
-    """The reading chosen on validation data among the finalists, and the validation cost of each."""
+    """Chosen on validation data among the finalists: that reading, the simplest one near it, the cost of each."""
     cost = {name: float(runs.costs.mean(c["valid"].sum(0))) for name, c in by_group.items()}
     most = max(map(len, readings.values()))
     finalists = {name: cost[name] for name in cost if len(readings[name]) == most}
-    least = min(finalists, key=finalists.get)
+    chosen = judge.choose(finalists, SIMPLICITY)
     draws = {name: judge.drawn(by_group[name]["valid"], runs.costs.mean) for name in finalists}
-    error = {name: float(np.std(d - draws[least])) for name, d in draws.items()}
-    return judge.choose(finalists, error, SIMPLICITY), cost
+    error = {name: float(np.std(d - draws[chosen])) for name, d in draws.items()}
+    return chosen, judge.simplest(finalists, error, SIMPLICITY), cost
 
 
 def _row(runs, name, by_group, valid, seeds):

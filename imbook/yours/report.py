@@ -39,7 +39,7 @@ def write(out):
     out = Path(out)
     found = measure.result(out)
     trial.write(out / "result.json", json.dumps(found, indent=1, ensure_ascii=True).encode())
-    trial.write(out / "report.png", _png(figures.overview(found)))
+    trial.write(out / "report.png", _png(figures.overview(found, recommendation(found))))
     trial.write(out / "report.html", page(found).encode("utf-8", "replace"))
     return out / "report.html"
 
@@ -64,8 +64,8 @@ def recommendation(found):
     row, first = rows[found["chosen"]], rows[measure.FIRST]
     cost = "mean over classes" if found["per_class"] else "per picture"
     said = [
-        f"Use {found['chosen']}. Its cost on validation pictures is {row['valid_cost']:.3f} ({cost}); it is the "
-        "simplest row within one standard error of the lowest cost.",
+        f"Use {found['chosen']}: of the finalists it has the lowest cost on validation pictures, "
+        f"{row['valid_cost']:.3f} ({cost}).",
         f"On the test pictures it costs {_with(row['cost'])}, plain cross entropy {_with(first['cost'])}.",
     ]
     mean, low, high = row["difference"]
@@ -75,6 +75,8 @@ def recommendation(found):
         said.append(f"The difference is {_with(row['difference'])}: the interval excludes 0.")
     else:
         said.append(f"The difference is {_with(row['difference'])}: test pictures are too few to tell the two apart.")
+    if found["simple"] != found["chosen"]:
+        said.append(f"Simpler, and within one standard error of it on validation pictures: {found['simple']}.")
     few = min(found["parts"]["test"])
     if few < 30:
         small = found["classes"][int(np.argmin(found["parts"]["test"]))]
