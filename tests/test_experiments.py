@@ -480,3 +480,15 @@ def test_the_training_seed_draws_the_network_and_the_batches():
     assert torch.equal(train.x, its_train.x) and not torch.equal(net.head.weight, other.head.weight)
     first, its_first = (next(iter(t))[2] for t in (train, its_train))
     assert not torch.equal(first, its_first)
+
+
+def test_the_precision_arrives_and_is_recorded(monkeypatch):
+    """By default the fastest of the device, with fast alone; half precision gives other numbers under the same key."""
+    row = replace(ROW, protocol=replace(ROW.protocol, epochs=10))
+    plain, fast, half = (run(row, SEEDS, **how) for how in ({}, {"fast": True}, {"fast": True, "precision": "bf16"}))
+    assert "fast" not in plain and fast["fast"] == "plain loop on cpu" and half["fast"] == "plain loop on cpu, bf16"
+    assert plain["key"] == fast["key"] == half["key"]
+    losses = [[entry["loss"] for entry in record["curve"]] for record in (plain, fast, half)]
+    assert losses[0] == losses[1] != losses[2] and losses[2] == pytest.approx(losses[0], rel=0.05)
+    monkeypatch.setattr("imbook.experiments.best_precision", lambda device: "bf16")
+    assert run(ROW, SEEDS, fast=True)["fast"] == "plain loop on cpu, bf16" and "fast" not in run(ROW, SEEDS)
