@@ -74,7 +74,7 @@ def test_the_bootstrap_is_the_literal_one():
     groups = np.repeat(np.arange(100), 4)
     by_group = judge.confusions(D, Y, groups, 3)
     assert by_group.shape == (100, 3, 3) and np.array_equal(by_group.sum(0), C)
-    draws = judge.drawn(by_group, judge.accuracy)
+    draws = judge.drawn(by_group, a=judge.accuracy)["a"]
     literal = [judge.accuracy(sum(k * c for k, c in zip(w, by_group)))
                for w in next(iter(judge.weights(by_group)))]  # fmt: skip
     assert draws[:50] == pytest.approx(literal) and len(draws) == judge.DRAWS
@@ -84,7 +84,7 @@ def test_the_bootstrap_is_the_literal_one():
 
 def test_the_interval_of_single_pictures_is_that_of_a_proportion():
     by_group = judge.confusions(D, Y, np.arange(400), 3)
-    draws = judge.drawn(by_group, judge.recall)
+    draws = judge.drawn(by_group, r=judge.recall)["r"]
     r, n = judge.recall(C), np.bincount(Y)
     assert draws.std(0) == pytest.approx(np.sqrt(r * (1 - r) / n), rel=0.15)
     assert np.isfinite(draws).all(), "no class vanishes from a draw"
@@ -94,7 +94,8 @@ def test_groups_widen_the_interval():
     y, groups = np.repeat(np.arange(2), 100), np.arange(200) // 10
     right = (groups % 2 == 0).astype(int)  # whole groups are right or wrong
     d = np.where(right, y, 1 - y)
-    alone, whole = (np.std(judge.drawn(judge.confusions(d, y, g, 2), judge.accuracy)) for g in (np.arange(200), groups))
+    draws = (judge.drawn(judge.confusions(d, y, g, 2), a=judge.accuracy)["a"] for g in (np.arange(200), groups))
+    alone, whole = map(np.std, draws)
     assert whole > 2.5 * alone
 
 

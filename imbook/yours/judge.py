@@ -101,13 +101,17 @@ def weights(by_group, draws=DRAWS, seed=0):
         yield w
 
 
-def drawn(by_group, measure, seed=0):
-    """A measure of the bootstrap's confusion matrices: (DRAWS, ...). by_group: (G, C, C); measure: as of `MEASURES`.
+def drawn(by_group, **measures):
+    """Measures of the bootstrap's confusion matrices: {name: (DRAWS, ...)}. by_group: (G, C, C); measures: functions.
 
     The draws depend on the labels and groups alone, so those of two rows are paired.
     """
-    flat, shape = by_group.reshape(len(by_group), -1), by_group.shape[1:]
-    return np.concatenate([measure((w @ flat).reshape(-1, *shape)) for w in weights(by_group, seed=seed)])
+    flat, shape, found = by_group.reshape(len(by_group), -1), by_group.shape[1:], {name: [] for name in measures}
+    for w in weights(by_group):
+        c = (w @ flat).reshape(-1, *shape)
+        for name, measure in measures.items():
+            found[name].append(measure(c))
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def interval(values):

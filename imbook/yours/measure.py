@@ -114,23 +114,22 @@ def _choice(runs, by_group, readings):
     most = max(map(len, readings.values()))
     finalists = {name: cost[name] for name in cost if len(readings[name]) == most}
     chosen = judge.choose(finalists, SIMPLICITY)
-    draws = {name: judge.drawn(by_group[name]["valid"], runs.costs.mean) for name in finalists}
+    draws = {name: judge.drawn(by_group[name]["valid"], cost=runs.costs.mean)["cost"] for name in finalists}
     error = {name: float(np.std(d - draws[chosen])) for name, d in draws.items()}
     return chosen, judge.simplest(finalists, error, SIMPLICITY), cost
 
 
 def _row(runs, name, by_group, valid, seeds):
     test, first = by_group[name]["test"], by_group[FIRST]["test"]
-    whole, row = test.sum(0), dict(name=name, seeds=seeds, valid_cost=valid[name])
-    for key, measure in {"cost": runs.costs.mean, **judge.MEASURES}.items():
-        draws = judge.drawn(test, measure)
-        row[key] = [float(measure(whole)), *judge.interval(draws)]
-        if key == "cost":
-            difference = float(measure(whole) - measure(first.sum(0)))
-            row["difference"] = [difference, *judge.interval(draws - judge.drawn(first, measure))]
-    row["recall"] = [[r, *ends] for r, ends in zip(
-        judge.recall(whole).tolist(), np.array(judge.interval(judge.drawn(test, judge.recall))).T.tolist()
-    )]  # fmt: skip
+    measures = {"cost": runs.costs.mean, "recall": judge.recall, **judge.MEASURES}
+    whole, draws = test.sum(0), judge.drawn(test, **measures)
+    row = dict(name=name, seeds=seeds, valid_cost=valid[name])
+    for key in ("cost", *judge.MEASURES):
+        row[key] = [float(measures[key](whole)), *judge.interval(draws[key])]
+    paired = draws["cost"] - judge.drawn(first, cost=runs.costs.mean)["cost"]
+    row["difference"] = [row["cost"][0] - float(runs.costs.mean(first.sum(0))), *judge.interval(paired)]
+    ends = np.array(judge.interval(draws["recall"]))  # (2, C)
+    row["recall"] = [[r, *its] for r, its in zip(judge.recall(whole).tolist(), ends.T.tolist())]
     return row
 
 
@@ -185,9 +184,9 @@ def _random(runs):
     for name, run in (("by groups", runs.seeds(FIRST)[0]), ("at random", found[0])):
         groups = runs.split["group"].to_numpy()[run["at_test"]]
         c = judge.confusions(run["h_test"].argmax(1), run["y_test"], groups, len(runs.classes))
-        draws = judge.drawn(c, judge.balanced_accuracy)
-        of[name] = dict(balanced_accuracy=[float(judge.balanced_accuracy(c.sum(0))), *judge.interval(draws)],
-                        accuracy=float(judge.accuracy(c.sum(0))))  # fmt: skip
+        draws = judge.drawn(c, balanced=judge.balanced_accuracy)["balanced"]
+        balanced = [float(judge.balanced_accuracy(c.sum(0))), *judge.interval(draws)]
+        of[name] = dict(balanced_accuracy=balanced, accuracy=float(judge.accuracy(c.sum(0))))
     return of
 
 
