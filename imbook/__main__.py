@@ -9,18 +9,20 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imbook import __version__
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and carry out one command; returns the exit status."""
     options = parser().parse_args(arguments)
     return globals()[f"_{options.command}"](options)
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
     parser = argparse.ArgumentParser("imbook", description="The experiments of the book: data, queue and records.")
     parser.add_argument("--version", action="version", version=f"imbook {__version__}")
@@ -49,6 +51,9 @@ def parser():
         "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th run from the I-th, I = 1 .. N"
     )
     command.add_argument("--fast", action="store_true", help="whole steps as CUDA graphs, where there is a GPU")
+    command.add_argument(
+        "--precision", choices=["float32", "tf32", "bf16", "fp16"], help="with --fast (default: the device's fastest)"
+    )
     command.add_argument("--workers", type=_positive, default=1, help="processes that share the queue and the device")
     command.add_argument("--dry", action="store_true", help="two short epochs per run, kept out of every table")
     command = commands.add_parser("collect", help="write all finished records of a folder into one archive")
@@ -62,7 +67,7 @@ def parser():
     return parser
 
 
-def _try_arguments(command):
+def _try_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("path", type=_path, metavar="FOLDER", help="one folder per class, or a CSV: image,label")
     command.add_argument("--out", type=_path, help="folder of the trial (default: trials/NAME)")
     command.add_argument("--groups", help="what belongs together: a column of the CSV, or an expression on paths")
@@ -79,11 +84,11 @@ def _try_arguments(command):
     command.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
 
 
-def _out(command):
+def _out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=_path, default=Path("runs"), help="folder for new records (default: runs)")
 
 
-def _data(options):
+def _data(options: argparse.Namespace) -> int:
     from imbook import data
 
     for name in options.names:
@@ -95,7 +100,7 @@ def _data(options):
     return 0
 
 
-def _list(options):
+def _list(options: argparse.Namespace) -> int:
     from imbook.tables import TABLES
 
     for name, table in TABLES.items():
@@ -106,7 +111,7 @@ def _list(options):
     return 0
 
 
-def _queue(options):
+def _queue(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from imbook import records
@@ -136,7 +141,7 @@ def _queue(options):
     return 0
 
 
-def _status(options):
+def _status(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from imbook import records, results
@@ -154,7 +159,7 @@ def _status(options):
     return 0
 
 
-def _table(options):
+def _table(options: argparse.Namespace) -> int:
     from imbook import records, results
     from imbook.tables import TABLES, check_name
 
@@ -169,7 +174,7 @@ def _table(options):
     return 0
 
 
-def _print_table(table, have):
+def _print_table(table: Any, have: dict[str, dict[str, Any]]) -> None:
     from imbook import verdicts
 
     shown = verdicts.summary(table, records=have)
@@ -181,7 +186,7 @@ def _print_table(table, have):
     print(shown.to_string(float_format=lambda v: f"{v:.2f}", na_rep="-"))
 
 
-def _provenance(options):
+def _provenance(options: argparse.Namespace) -> int:
     from imbook import results
     from imbook.tables import TABLES
 
@@ -189,7 +194,7 @@ def _provenance(options):
     return 0
 
 
-def _run(options):
+def _run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
@@ -198,7 +203,7 @@ def _run(options):
     from imbook.workers import Request, length, missing, multi_process_service, share, work
 
     names = list(TABLES) if "all" in options.tables else options.tables
-    given = {k: getattr(options, k) for k in ("out", "seeds", "shard", "dry", "device", "fast")}
+    given = {k: getattr(options, k) for k in ("out", "seeds", "shard", "dry", "device", "fast", "precision")}
     request = Request(tuple(names), labels=tuple(options.row), **given)
     deadline = time.monotonic() + options.budget if options.budget is not None else float("inf")
     news, damaged = {"failed": {}, "stopped": {}, "fast": {}}, []  # each a set in order of arrival
@@ -214,7 +219,7 @@ def _run(options):
         print(f"multi-process service of the GPU: {'on' if multi_process_service() else 'off, workers take turns'}")
     bar = tqdm(total=sum(length(job, request) for job in jobs), unit="epoch", disable=not jobs)
 
-    def tell(what, value):
+    def tell(what: str, value: Any) -> None:
         if what in news:
             news[what][value] = True
         elif what == "run":
@@ -241,7 +246,7 @@ def _run(options):
     return 130 if "interrupted" in news["stopped"] else bool(news["failed"])
 
 
-def _finish(name, have, out):
+def _finish(name: str, have: dict[str, dict[str, Any]], out: Path) -> None:
     """Print a table from its records, and write its archive and its figure below `out`."""
     from imbook import records, results
     from imbook.tables import TABLES
@@ -257,14 +262,15 @@ def _finish(name, have, out):
     print(f"records: {out / name}.jsonl.gz, figure: {out / name}.png")
 
 
-def _save_figure(runs, path):
+def _save_figure(runs: Any, path: Path) -> None:
     from imbook import plots  # seaborn is slow to import
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.recall_by_size(runs).figure.savefig(path, bbox_inches="tight", dpi=120)
+    figure: Any = plots.recall_by_size(runs).figure
+    figure.savefig(path, bbox_inches="tight", dpi=120)
 
 
-def _collect(options):
+def _collect(options: argparse.Namespace) -> int:
     from imbook import records
 
     target = options.to or options.out / "records.jsonl.gz"
@@ -285,7 +291,7 @@ def _collect(options):
         time.sleep(options.every)
 
 
-def _try(options):
+def _try(options: argparse.Namespace) -> int:
     from imbook.yours.trial import Options, try_out
 
     given = {k: v for k, v in vars(options).items() if k != "command"}
@@ -295,39 +301,40 @@ def _try(options):
     return 130 if ended.startswith("interrupted") else 0
 
 
-def _report(options):
+def _report(options: argparse.Namespace) -> int:
     from imbook.yours import report
 
     print(f"report: {report.write(options.out)}")
     return 0
 
 
-def _path(text):
+def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _seconds(text):
+def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r}: write a number and s, m or h, such as 9m")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _positive(text):
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 1 on")
     return int(text)
 
 
-def _shard(text):
+def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 1 to N, such as 1/4")
     return int(match[1]) - 1, int(match[2])
 
 
-def shell():
+def shell() -> None:
     """The command as a shell sees it: exit status, an error in one line, silence when the reader of a pipe leaves."""
+    status: int | str
     try:
         status = main()
         sys.stdout.flush()

@@ -4,25 +4,32 @@ What can be declared is in `imbook.rows`, the book's own tables in `imbook.table
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from inspect import signature
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from imbook import checkpoints, data, metrics
 from imbook.data.batches import sizes
 from imbook.fast import describe
 from imbook.memory import peak_memory
 from imbook.methods import METHODS
-from imbook.records import commit, provenance, rounded, source_hash
+from imbook.precision import best_precision
+from imbook.records import SCHEMA, commit, provenance, rounded, source_hash
 from imbook.rows import NETS, Row, Split, Table
-from imbook.train import evaluate, fit
+from imbook.train import Method, evaluate, fit
 
 __all__ = ["Row", "Split", "Table", "make", "run", "steps"]
 
 
-def make(row, seeds, device="cpu", dry=False):
+def make(
+    row: Row, seeds: dict[str, int], device: str = "cpu", dry: bool = False
+) -> tuple[nn.Module, Method, data.Batches, data.Batches | None, data.Batches]:
     """Network, method and the three `Batches` (train, valid, test) of one run, before training.
 
     dry: keep one batch of training images and a few of the others, with the true class counts.
@@ -52,16 +59,21 @@ def make(row, seeds, device="cpu", dry=False):
 
 
 @cache
-def _load(name):
+def _load(name: str) -> tuple[data.Images, data.Images]:
     return data.load(name)  # read and checked once a process, not once a run
 
 
-def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=False):
+def run(
+    row: Row, seeds: dict[str, int], device: str = "cpu", checkpoint: str | Path | None = None,
+    tick: Callable[[int, dict[str, Any] | None], Any] | None = None, dry: bool = False, fast: bool = False,
+    precision: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train one row with one set of seeds; returns its record, a dict of plain data (see `imbook.records`).
 
     seeds: dict(order=, draw=, train=). device: 'cpu' or 'cuda'. checkpoint: a file to resume from. tick: see `fit`.
     dry: two epochs of one batch of images through the same code; the record is marked and kept out of every table.
-    fast: see `fit`; the record then says what was chosen, and its key is the same.
+    fast, precision: see `fit`; with fast the precision is by default the device's fastest. The record says what was
+    chosen, and its key is the same.
     """
     source_hash(), commit()  # noted once a process, before its first run: the files may change while it trains
     key = ("dry-" if dry else "") + row.key(seeds)
@@ -69,12 +81,15 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
         hyper = {**row.hyper, **({"start": 1} if row.hyper.get("start", 0) > 1 else {})}  # what starts late, too
         protocol = replace(row.protocol, epochs=2, warmup=min(row.protocol.warmup, 1), watch=1)
         row = replace(row, protocol=protocol, hyper=hyper)
+    if fast and precision is None:
+        precision = best_precision(device)
     _load(row.split.data)  # once a process: neither time nor memory of this run
     spent, began = checkpoints.elapsed(checkpoint), time.perf_counter()
     with peak_memory(device) as peak:
         net, method, train, valid, test = make(row, seeds, device, dry)
-        several = isinstance(train.n, tuple)
-        groups = None if several or len(train.n) <= 20 else data.head_middle_tail(train.n.cpu())
+        n: Any = train.n
+        several = isinstance(n, tuple)
+        groups = None if several or len(n) <= 20 else data.head_middle_tail(n.cpu())
         curve = fit(
             net,
             method,
@@ -88,14 +103,16 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
             checkpoint=checkpoint,
             tick=tick,
             fast=fast,
+            precision=precision,
         )
         judged = _judged(net, test, method)
         readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
     return dict(
         key=key,
+        schema=SCHEMA,
         dry=dry,
         **row.identity(seeds),
-        n=[n_j.tolist() for n_j in train.n] if several else train.n.tolist(),
+        n=[n_j.tolist() for n_j in n] if several else n.tolist(),
         groups=None if groups is None else groups.tolist(),
         **judged,
         **({"readings": readings} if readings else {}),
@@ -104,12 +121,12 @@ def run(row, seeds, device="cpu", checkpoint=None, tick=None, dry=False, fast=Fa
         train_seconds=round(curve[-1]["seconds"], 2),
         peak_mb=None if peak.mb is None else round(peak.mb),
         method_version=METHODS[row.method].version,
-        **({"fast": describe(net, train.x.device)} if fast else {}),
+        **({"fast": describe(net, train.device, precision)} if fast else {}),
         **provenance(device),
     )
 
 
-def steps(row, n=None):
+def steps(row: Row, n: Any = None) -> int:
     """The number of training steps of one run of a row: what its time is made of.
 
     n: the class sizes (C,) of a run; without them those of the labels of its data set, which must be there. The method
@@ -121,14 +138,14 @@ def steps(row, n=None):
 
 
 @cache
-def _class_sizes(split):
+def _class_sizes(split: Split) -> Tensor:
     images, _ = _load(split.data)
     images = images.only(split.classes) if split.profile == "pair" else images
     index, _ = split.indices(images.y, dict(order=0, draw=0))
     return data.counts(images.y[index], len(images.classes))
 
 
-def _judged(net, test, method):
+def _judged(net: nn.Module, test: data.Batches, method: Method) -> dict[str, Any]:
     scores, y = evaluate(net, test, method)
     labels = [(s, y[:, j]) for j, s in enumerate(scores)] if isinstance(scores, tuple) else [(scores, y)]
     each = [metrics.summary(s, t) for s, t in labels]

@@ -1,16 +1,24 @@
 """Records as tables: what the chapters call to read the runs. Comparisons of rows are in `imbook.verdicts`."""
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from imbook.records import load
 
+if TYPE_CHECKING:
+    from imbook.rows import Table
+
 SEEDS = ["order_seed", "draw_seed", "train_seed"]
 PARTS = ["head", "middle", "tail"]
 
 
-def frame(table, folder=None, records=None):
+def frame(
+    table: "Table", folder: str | Path | None = None, records: dict[str, dict[str, Any]] | None = None
+) -> pd.DataFrame:
     """The finished runs of a table: a DataFrame with one row per run, in the order of its rows and seeds.
 
     table: an `imbook.experiments.Table`. Columns: label, method, order_seed, draw_seed, train_seed; every metric in per
@@ -44,11 +52,11 @@ def frame(table, folder=None, records=None):
     return pd.DataFrame(found, columns=None if found else columns)
 
 
-def _read(record, reading):
+def _read(record: dict[str, Any] | None, reading: str | None) -> dict[str, Any] | None:
     return record if record is None or reading is None else {**record, **record["readings"][reading]}
 
 
-def _by_size(record):
+def _by_size(record: dict[str, Any]) -> dict[str, float]:
     """Mean recall of head, middle and tail in per cent; nan for several labels per image."""
     from imbook.data import head_middle_tail
     from imbook.metrics import recall
@@ -59,18 +67,18 @@ def _by_size(record):
     return {name: by_class[part == k].nanmean().item() for k, name in enumerate(PARTS)}
 
 
-def _balanced(by_class):
+def _balanced(by_class: Any) -> float:
     """Mean of the recalls that a curve holds, in per cent; classes without images are nan there and do not count."""
     return math.nan if by_class is None else 100 * _mean_of(by_class)
 
 
-def _mean_of(value):
+def _mean_of(value: Any) -> float:
     if not isinstance(value, list):
         return value
     return pd.Series([_mean_of(v) for v in value], dtype=float).mean()
 
 
-def fresh(runs):
+def fresh(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs as they are; ValueError where one is stale, as its method computes something else today.
 
     A table that a reader derived from a frame has no column `stale`: what makes such tables here checks beforehand.
@@ -84,12 +92,12 @@ def fresh(runs):
     return runs
 
 
-def one_each(runs):
+def one_each(runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of `frame` without those whose run stands there already, under another label."""
     return runs[~runs["record"].map(lambda r: r["key"]).duplicated()]
 
 
-def curves(runs):
+def curves(runs: pd.DataFrame) -> pd.DataFrame:
     """The curves of the runs of `frame`, long: one row per run and evaluated epoch, with label and seeds beside it."""
     return pd.DataFrame(
         {**run[["label", *SEEDS]], **row, "run": run["record"]["key"]}
@@ -98,7 +106,7 @@ def curves(runs):
     )
 
 
-def by_class(runs, column):
+def by_class(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """A column of the curves that holds one number per class, long: one row per run, epoch and class.
 
     Columns: label, the seeds, epoch, class, images (in training), value. Epochs in which the column is empty (a method
@@ -113,7 +121,7 @@ def by_class(runs, column):
     )
 
 
-def epochs(runs):
+def epochs(runs: pd.DataFrame) -> pd.DataFrame:
     """Balanced test accuracy of each run in per cent, reported in three ways: one row per run, label and seeds beside.
 
     last (the book's rule), held_out (the epoch that is best on the validation images; nan without them) and best (the
@@ -130,7 +138,7 @@ def epochs(runs):
     return pd.DataFrame(lines)
 
 
-def recalls(runs):
+def recalls(runs: pd.DataFrame) -> pd.DataFrame:
     """Recall of each class, long: one row per run and class with label, seeds, class, rank, images and recall.
 
     rank: of the class by size, 1 the largest (of equals the first); images: in training; recall in per cent. The
@@ -149,26 +157,26 @@ def recalls(runs):
     return pd.concat(lines, ignore_index=True)[["label", *SEEDS, "class", "rank", "images", "recall"]]
 
 
-def time_ratio(runs, baseline):
+def time_ratio(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Training time of each row over the baseline's on the same seeds: a DataFrame with median, min and max."""
     wide = runs.pivot_table(index=SEEDS, columns="label", values="train_seconds", sort=False)
     return wide.drop(columns=baseline).div(wide[baseline], axis=0).agg(["median", "min", "max"]).T
 
 
-def validation(runs):
+def validation(runs: pd.DataFrame) -> pd.DataFrame:
     """Balanced accuracy on the validation images, one row per label: n, mean and sd in per cent. What a grid shows."""
     rows = runs.groupby("label", sort=False)["valid"].agg(["size", "mean", "std"])
     return rows.rename(columns={"size": "n", "std": "sd"})
 
 
-def mean_sd(runs, metrics, digits=1):
+def mean_sd(runs: pd.DataFrame, metrics: Sequence[str], digits: int = 1) -> pd.DataFrame:
     """Mean ± sd over the runs of each row as text, one line per label: what a chapter's table shows."""
     by = runs.groupby("label", sort=False)[list(metrics)]
     mean, sd = (table.map(f"{{:.{digits}f}}".format) for table in (by.mean(), by.std()))
     return mean + "\u00a0±\u00a0" + sd
 
 
-def by_attribute(runs):
+def by_attribute(runs: pd.DataFrame) -> pd.DataFrame:
     """Class-balanced accuracy of each label of an image, long: one row per run and label.
 
     runs: `frame`. Columns: label (the row's), the seeds, attribute (0, 1, ...: which label of the image), ratio
@@ -195,7 +203,7 @@ def by_attribute(runs):
     return pd.DataFrame(rows)
 
 
-def minority_majority(runs):
+def minority_majority(runs: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and AUPRC averaged over the minority and over the majority classes, one row per run.
 
     runs: `frame`, of one label per image. Columns: label, the seeds, minority_precision, ..., majority_auprc, in per
@@ -230,7 +238,7 @@ def minority_majority(runs):
     return pd.DataFrame(rows)
 
 
-def progress(runs):
+def progress(runs: pd.DataFrame) -> pd.DataFrame:
     """How training goes for small and for large classes: one row per run and evaluated epoch.
 
     runs: `frame`, of one label per image. Columns: label, the seeds, epoch; then, as means over the classes of a side,
@@ -270,7 +278,9 @@ def progress(runs):
     return pd.DataFrame(rows)
 
 
-def chosen(table, method, folder=None, records=None):
+def chosen(
+    table: "Table", method: str, folder: str | Path | None = None, records: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
     """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
     runs of its rows are missing.
 
@@ -292,7 +302,7 @@ def chosen(table, method, folder=None, records=None):
     return max(rows, key=lambda row: mean[row.label]).hyper
 
 
-def provenance_table(tables):
+def provenance_table(tables: Mapping[str, "Table"]) -> str:
     """Where the committed records come from: a Markdown table, one row per table and device.
 
     tables: {name: Table}.

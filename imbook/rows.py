@@ -8,9 +8,11 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from imbook import data, nets
 from imbook.methods import METHODS
@@ -56,7 +58,7 @@ class Split:
     train_on_valid: bool = False
     labels: tuple[tuple[int, ...], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (
             ("data", ["digits", *data.SOURCES]),
             ("profile", list(PROFILES)),
@@ -85,20 +87,21 @@ class Split:
         if self.ratio is not None and self.ratio == int(self.ratio):
             object.__setattr__(self, "ratio", int(self.ratio))  # 100.0 is 100, also in a key
 
-    def indices(self, y, seeds):
+    def indices(self, y: Tensor, seeds: dict[str, int]) -> tuple[Tensor, Tensor | None]:
         """Positions of the training and of the validation images in y; the latter None where valid is 0."""
         seed = seeds["draw"] if self.draw == "seed" else None
         rest, valid = data.holdout(y, self.valid, seed) if self.valid else (torch.arange(len(y)), None)
+        own: Any = self  # __post_init__ has seen to it that what the profile needs is not None
         order = data.class_order(int(y.max()) + 1, seeds["order"] if self.order == "seed" else None)
         kept = {
-            "long_tailed": lambda left: data.long_tailed(left, self.ratio, seed, self.n_max, order),
-            "step": lambda left: data.step(left, self.ratio, seed, self.n_max, order),
-            "reduced": lambda left: data.reduced(left, order[: self.reduce].tolist(), self.share, seed),
-            "pair": lambda left: data.pair(left, self.n_max, self.share, seed),
+            "long_tailed": lambda left: data.long_tailed(left, own.ratio, seed, self.n_max, order),
+            "step": lambda left: data.step(left, own.ratio, seed, self.n_max, order),
+            "reduced": lambda left: data.reduced(left, order[: self.reduce].tolist(), own.share, seed),
+            "pair": lambda left: data.pair(left, own.n_max, own.share, seed),
             "balanced": lambda left: data.draw(left, [self.n_max or n for n in data.counts(left).tolist()], seed),
         }[self.profile](y[rest])
         train = rest[kept]
-        return (torch.cat([train, valid]) if self.train_on_valid else train), valid
+        return (torch.cat([train, valid]) if self.train_on_valid and valid is not None else train), valid
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,16 @@ class Row:
     instrument: str | None = None
     reading: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("net", NETS), ("method", METHODS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{self.label}: {name} {getattr(self, name)!r}: choose from {', '.join(known)}")
-        known = _hyper_parameters(self.method)
-        if unknown := [k for k in self.hyper if k not in known]:
-            raise ValueError(f"{self.label}: {self.method} has no {', '.join(unknown)}: choose from {', '.join(known)}")
-        object.__setattr__(self, "hyper", {k: _fraction(v, known[k]) for k, v in self.hyper.items()})
+        has = _hyper_parameters(self.method)
+        if unknown := [k for k in self.hyper if k not in has]:
+            raise ValueError(f"{self.label}: {self.method} has no {', '.join(unknown)}: choose from {', '.join(has)}")
+        object.__setattr__(self, "hyper", {k: _fraction(v, has[k]) for k, v in self.hyper.items()})
 
-    def identity(self, seeds):
+    def identity(self, seeds: dict[str, int]) -> dict[str, Any]:
         """All that the result depends on, as plain data; two rows with equal identity share one record."""
         split, protocol = _changed(self.split), _changed(self.protocol)
         del protocol["name"]
@@ -141,7 +144,7 @@ class Row:
             plain["instrument"] = self.instrument
         return json.loads(json.dumps(plain))
 
-    def key(self, seeds):
+    def key(self, seeds: dict[str, int]) -> str:
         """The record's name: 16 hexadecimal digits of the identity's sha256."""
         return hashlib.sha256(json.dumps(self.identity(seeds), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -159,7 +162,7 @@ class Table:
     device: str = "cpu"
     metric: str = "balanced_accuracy"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         labels = [row.label for row in self.rows]
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(f"{self.title}: rows {labels}: at least one, each with a label of its own")
@@ -169,7 +172,7 @@ class Table:
             if getattr(self, name) not in known:
                 raise ValueError(f"{self.title}: {name} {getattr(self, name)!r}: choose from {', '.join(known)}")
 
-    def runs(self):
+    def runs(self) -> list[tuple[Row, dict[str, int]]]:
         """(row, seeds) pairs, all rows of a set of seeds before the next set, without repeats."""
         seen = {}
         for seeds in self.seeds:
@@ -177,7 +180,7 @@ class Table:
                 seen.setdefault(row.key(seeds), (row, seeds))
         return list(seen.values())
 
-    def varied(self):
+    def varied(self) -> str:
         """What differs from run to run of a row, in words: those of the three seeds that its split uses and vary."""
         used = [k for k in SEEDS if k == "train" or any(getattr(row.split, k) == "seed" for row in self.rows)]
         varied = [SEEDS[k] for k in used if len({seeds[k] for seeds in self.seeds}) > 1]
@@ -185,25 +188,25 @@ class Table:
         said = f"varied over the seeds: {', '.join(varied) or 'nothing'}"
         return f"{said}; the same in all runs: {', '.join(fixed)}" if fixed else said
 
-    def caption(self, metric=None):
-        """What a reader must know of the numbers: title, metric (default: the table's), number of seeds, what varies."""
+    def caption(self, metric: str | None = None) -> str:
+        """What a reader must know of the numbers: title, metric (default: the table's), how many seeds, what varies."""
         metric = (metric or self.metric).replace("_", " ")
         sets = f"{len(self.seeds)} {'set' if len(self.seeds) == 1 else 'sets'} of seeds"
         return f"{self.title}: {metric} in per cent, mean and sd over {sets} ({self.varied()})"
 
 
-def _changed(settings):
+def _changed(settings: Any) -> dict[str, Any]:
     """The fields that differ from their default: a field added later does not change the keys of older records."""
     return {f.name: getattr(settings, f.name) for f in fields(settings) if getattr(settings, f.name) != f.default}
 
 
 @cache
-def _hyper_parameters(method):
+def _hyper_parameters(method: str) -> dict[str, Parameter]:
     """The hyper-parameters of a method, {name: parameter}: of its constructor, and of those it passes more on to."""
     found = {}
     for cls in METHODS[method].__mro__:
         if "__init__" in vars(cls):
-            own = signature(cls.__init__).parameters
+            own = signature(vars(cls)["__init__"]).parameters
             named = {k: p for k, p in own.items() if k not in ("self", "n") and p.kind is not p.VAR_KEYWORD}
             found = {**named, **found}
             if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
@@ -211,7 +214,7 @@ def _hyper_parameters(method):
     return found
 
 
-def _fraction(value, parameter):
+def _fraction(value: Any, parameter: Parameter) -> Any:
     """A whole number as a float where the parameter is a fraction by its default, or may be one by its annotation."""
     fractional = isinstance(parameter.default, float | str) or "float" in str(parameter.annotation)
     return float(value) if fractional and type(value) is int else value

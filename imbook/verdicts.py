@@ -4,16 +4,24 @@ Chapter 02 derives the rules: pairing over seeds, the t-interval, the signed-ran
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from imbook.records import facts
 from imbook.results import SEEDS, frame, fresh, progress
 
+if TYPE_CHECKING:
+    from imbook.rows import Table
 
-def summary(table, folder=None, records=None):
+
+def summary(
+    table: "Table", folder: str | Path | None = None, records: dict[str, dict[str, Any]] | None = None
+) -> pd.DataFrame:
     """One line per row of a table: a DataFrame.
 
     Runs done of those planned, how many of them are stale (their method has changed since; they are not averaged), mean
@@ -41,7 +49,7 @@ def summary(table, folder=None, records=None):
     return pd.DataFrame(lines).set_index("label")
 
 
-def reproduction(paper, values):
+def reproduction(paper: float | None, values: Sequence[float] | pd.Series) -> str:
     """The verdict on one number of a paper, in points: a string.
 
     The distance decides, so that a wide spread over few seeds cannot help: 'reproduced' where the mean of our runs is
@@ -60,7 +68,10 @@ def reproduction(paper, values):
     return f"{said} (n too small)" if len(values) < 3 else f"{said} ({mean - half:.1f} to {mean + half:.1f})"
 
 
-def versus(table, runs, baseline, metric=None, extra=(), digits=1):
+def versus(
+    table: "Table", runs: pd.DataFrame, baseline: str, metric: str | None = None, extra: Sequence[str] = (),
+    digits: int = 1,
+) -> pd.DataFrame:  # fmt: skip
     """A table with the paired differences to one of its rows: a DataFrame, one line per row of the table.
 
     runs: its `frame`. Columns: n, mean and sd of the metric (default: the table's), the mean of each column in `extra`,
@@ -80,7 +91,7 @@ def versus(table, runs, baseline, metric=None, extra=(), digits=1):
     return shown.astype({"n": int}).round(dict.fromkeys(numbers, digits) | {"p_holm": 3})
 
 
-def between(runs, better, worse, metric="balanced_accuracy"):
+def between(runs: pd.DataFrame, better: str, worse: str, metric: str = "balanced_accuracy") -> dict[str, Any]:
     """The rule's answer to "`better` is better than `worse`": a dict of n, difference, low, high and verdict.
 
     Corrected over all rows of `runs`; give it the two rows alone to correct over nothing. 'not tested', with n 0, where
@@ -91,7 +102,7 @@ def between(runs, better, worse, metric="balanced_accuracy"):
     return compare(runs, worse, metric).loc[better, ["n", "difference", "low", "high", "verdict"]].to_dict()
 
 
-def compare(runs, baseline, metric="balanced_accuracy"):
+def compare(runs: pd.DataFrame, baseline: str, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """Differences to one row, paired over the seeds: a DataFrame, one line per label.
 
     Columns: n (pairs), difference, low, high (95 % t-interval), resolves (half that interval: the smallest difference
@@ -129,7 +140,7 @@ class Claim:
     above: float = 0.0
 
 
-def judge(claims, frames):
+def judge(claims: Sequence[Claim], frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What the records say of some claims: a DataFrame, one line per claim.
 
     claims: `Claim`s; frames: {table: `frame`}. Columns: number, claim, n (sets of seeds with all runs), difference
@@ -147,7 +158,10 @@ def judge(claims, frames):
     return table
 
 
-def _one_number(frames, progress_of, table, label, column, when=None):
+def _one_number(
+    frames: Mapping[str, pd.DataFrame], progress_of: Callable[[str], pd.DataFrame], table: str, label: str, column: str,
+    when: str | None = None,
+) -> pd.Series:  # fmt: skip
     """A number for each set of seeds of a row: a Series, empty where nothing has run."""
     runs = fresh(frames[table][frames[table]["label"] == label])
     if when is None or runs.empty:
@@ -158,7 +172,7 @@ def _one_number(frames, progress_of, table, label, column, when=None):
     return rows[(rows["label"] == label) & rows["epoch"].between(*between)].groupby(SEEDS)[column].mean()
 
 
-def _paired(d):
+def _paired(d: pd.Series) -> dict[str, float]:
     """Mean of the differences d, their 95 % t-interval and the signed-rank test, of those that are there."""
     from scipy.stats import wilcoxon
 
@@ -168,13 +182,13 @@ def _paired(d):
     return dict(n=len(d), difference=mean, low=mean - half, high=mean + half, resolves=half, p=p)
 
 
-def _holm(p):
+def _holm(p: pd.Series) -> pd.Series:
     """Holm's correction, in the order of p: the k-th smallest of m times m - k + 1, never falling, at most 1."""
     by_p = p.sort_values()
     return (by_p * list(range(len(by_p), 0, -1))).cummax().clip(upper=1)[p.index]
 
 
-def claim_verdict(n, low, high, p_holm):
+def claim_verdict(n: int, low: float, high: float, p_holm: float) -> str:
     """Whether 'better than the baseline' holds: a string.
 
     'holds' where the whole interval is above 0 and p_holm < 0.05, else 'does not hold'. 'reversed' where it holds the
@@ -187,7 +201,7 @@ def claim_verdict(n, low, high, p_holm):
     return "does not hold"
 
 
-def _half_width(values):
+def _half_width(values: pd.Series) -> float:
     from scipy.stats import t
 
     n = len(values)

@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from imbook import records
 from imbook.experiments import run
 from imbook.fast import CaptureError
 from imbook.methods import METHODS
+from imbook.rows import Row
 from imbook.tables import QUEUE, TABLES, check_name
 
 # With these a run ends and the queue goes on: it diverges, needs too much, or a file of its own is damaged or absent.
@@ -34,8 +37,8 @@ class Request:
 
     names: tables and parts of the queue. out: folder of new records. labels: only rows whose label holds one of these
     texts. seeds: only the first k sets of seeds. shard: (i, n), every n-th run from the i-th. dry: two short epochs.
-    device: None for each table's own. fast: see `imbook.train.fit`. ValueError for an unknown name and for labels that
-    no row has.
+    device: None for each table's own. fast, precision: see `imbook.experiments.run`. ValueError for an unknown name and
+    for labels that no row has.
     """
 
     names: tuple[str, ...]
@@ -46,8 +49,9 @@ class Request:
     dry: bool = False
     device: str | None = None
     fast: bool = False
+    precision: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out).expanduser())
         for name in self.names:
             check_name(name, (*TABLES, *QUEUE))
@@ -57,11 +61,11 @@ class Request:
                 f"no row of {', '.join(self.names)} has {' or '.join(map(repr, self.labels))} in its label"
             )
 
-    def tables(self):
+    def tables(self) -> list[str]:
         """The names of the tables, each once."""
         return list(dict.fromkeys(table for name in self.names for table, _, _ in parts(name)))
 
-    def key(self, row, seeds):
+    def key(self, row: Row, seeds: dict[str, int]) -> str:
         """The key of the record to be made: a dry run has one of its own."""
         return ("dry-" if self.dry else "") + row.key(seeds)
 
@@ -72,19 +76,19 @@ class Job:
 
     table: str
     device: str
-    row: object
-    seeds: dict
+    row: Row
+    seeds: dict[str, int]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.table}: {self.row.label}, seeds {'/'.join(map(str, self.seeds.values()))}"
 
 
-def parts(name):
+def parts(name: str) -> tuple[tuple[str, tuple[int, ...] | None, tuple[str, ...]], ...]:
     """A part of the queue is pieces of tables, (table, which of its seeds, labels); a table is one, whole."""
     return QUEUE.get(name, ((name, None, ()),))
 
 
-def missing(request, have=None):
+def missing(request: Request, have: dict[str, dict[str, Any]] | None = None) -> list[Job]:
     """The runs of a request that have no record, or one of an older version of their method: a list of `Job`.
 
     have: {key: record}, default those of the package and of the request's folder, without damaged files.
@@ -108,11 +112,11 @@ def missing(request, have=None):
     return [job for key, job in wanted[i::n] if not _current(have.get(key), job.row)]
 
 
-def work(jobs, request, deadline, tell):
+def work(jobs: Sequence[Job], request: Request, deadline: Callable[[], float], tell: Callable[[str, Any], Any]) -> None:
     """Make what is missing, one run after the other. tell(what, value): progress and news; deadline(): a time."""
     longest = {}
 
-    def tick(epoch, entry):
+    def tick(epoch: int, entry: dict[str, Any] | None) -> None:
         tell("epochs", 1)
         if time.monotonic() > deadline():
             raise BudgetSpent
@@ -132,7 +136,9 @@ def work(jobs, request, deadline, tell):
                 began, checkpoint = time.monotonic(), request.out / "checkpoints" / f"{key}.pt"
                 kept = None if request.dry else checkpoint
                 try:
-                    record = run(job.row, job.seeds, job.device, kept, tick, request.dry, request.fast)
+                    record = run(
+                        job.row, job.seeds, job.device, kept, tick, request.dry, request.fast, request.precision
+                    )
                 except FAILURES as error:
                     tell("failed", f"{job}: {error}")
                     if isinstance(error, CaptureError) and error.__cause__ is not None:
@@ -150,7 +156,9 @@ def work(jobs, request, deadline, tell):
         tell("stopped", "interrupted")
 
 
-def share(jobs, request, deadline, tell, workers):
+def share(
+    jobs: Sequence[Job], request: Request, deadline: float, tell: Callable[[str, Any], Any], workers: int
+) -> None:
     """The same by several processes: each run is made by the one that claims it.
 
     On a GPU with `fast` the first starts alone, and the others once it has trained an epoch: it compiles what the
@@ -161,7 +169,7 @@ def share(jobs, request, deadline, tell, workers):
     until = context.Value("d", deadline, lock=False)
     running = {}  # {pipe: process}
 
-    def start(number):
+    def start(number: int) -> None:
         for _ in range(number):
             pipe, its_end = context.Pipe(duplex=False)
             process = context.Process(target=worker, args=(jobs, request, until, its_end))
@@ -190,7 +198,7 @@ def share(jobs, request, deadline, tell, workers):
             tell("stopped", "interrupted")
 
 
-def _heard(pipe, running):
+def _heard(pipe: Any, running: dict[Any, Any]) -> tuple[str | None, Any]:
     """What a worker tells; of one that has ended (None, how), where how is empty if all is well."""
     try:
         return pipe.recv()
@@ -201,35 +209,37 @@ def _heard(pipe, running):
     return None, f"by signal {-code}" if code < 0 else f"with status {code}; its error stands above" if code else ""
 
 
-def worker(jobs, request, until, pipe):
+def worker(jobs: Sequence[Job], request: Request, until: Any, pipe: Any) -> None:
     """What a process of `share` runs: until, the shared deadline; pipe, to the one who started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started us moves the deadline
-    starter = multiprocessing.parent_process()
+    starter: Any = multiprocessing.parent_process()
 
-    def tell(*what):
+    def tell(*what: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the deadline is over
             pipe.send(what)
 
     work(jobs, request, lambda: until.value if starter.is_alive() else 0, tell)
 
 
-def length(job, request):
+def length(job: Job, request: Request) -> int:
     """The epochs of a run."""
     return 2 if request.dry else job.row.protocol.epochs
 
 
-def multi_process_service():
+def multi_process_service() -> bool:
     """Whether the GPU's multi-process service is on: several processes then compute at the same time."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
-def _current(record, row):
+def _current(record: dict[str, Any] | None, row: Row) -> bool:
     return record is not None and record["method_version"] == METHODS[row.method].version
 
 
-def _made(path, row):
+def _made(path: Path, row: Row) -> bool:
     """Whether another worker has finished this run in the meantime; a damaged file is made again."""
     try:
         return path.exists() and all(_current(record, row) for record in records.read(path))
+    except records.NewerSchema:
+        raise  # it must not be overwritten
     except ValueError:
         return False

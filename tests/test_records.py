@@ -14,7 +14,7 @@ import pytest
 import torch
 import toys
 
-from imbook import records
+from imbook import records, workers
 from imbook.tables import TABLES
 
 
@@ -36,6 +36,36 @@ def test_a_record_comes_back(table, tmp_path):
     back = records.load(path.parent)[record["key"]]
     assert back.pop("file") == path.name == f"{record['key']}.json" and toys.same(back, record)
     assert [f.name for f in path.parent.iterdir()] == [path.name]
+
+
+def test_records_from_before_the_schema_had_a_number_are_read(table, tmp_path):
+    old, new = toys.record(*table.runs()[0]), {**toys.record(*table.runs()[1]), "schema": records.SCHEMA}
+    assert "schema" not in old
+    for record in (old, new):
+        records.save(record, tmp_path)
+    assert records.load(tmp_path).keys() == {old["key"], new["key"]}
+    records.archive([old, new], tmp_path / "both.jsonl.gz")
+    assert [r["key"] for r in records.read(tmp_path / "both.jsonl.gz")] == sorted([old["key"], new["key"]])
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_record_of_a_newer_schema_is_no_damaged_one(table, tmp_path, archived):
+    """It may lack what this version needs: the error says what to install, and nobody is told to remove the file."""
+    row, seeds = table.runs()[0]
+    later = {**toys.record(row, seeds), "schema": records.SCHEMA + 1, "versions": {"imbook": "9.1.0"}}
+    del later["curve"]
+    path = tmp_path / "later.jsonl.gz" if archived else records.save(later, tmp_path)
+    if archived:
+        records.archive([later], path)
+    said = f"{path.name} holds a record of schema 2, and imbook .* reads up to 1: install imbook 9.1.0"
+    for read in (records.read, lambda path: records.load(path.parent)):
+        with pytest.raises(records.NewerSchema, match=said) as caught:
+            read(path)
+        assert "remove" not in str(caught.value) and "damaged" not in str(caught.value)
+    damaged = []
+    assert records.load(tmp_path, damaged) == {} and "install imbook 9.1.0" in damaged[0]
+    with pytest.raises(records.NewerSchema):  # a queue does not write over it
+        workers._made(path, row)
 
 
 def test_a_crash_while_saving_leaves_nothing_readable(table, tmp_path, monkeypatch):

@@ -171,6 +171,7 @@ def check_labels(y: Tensor, sizes: int | Sequence[int], gaps: bool = True, names
 
 
 def check_one_label(y: Tensor) -> None:
+    """ValueError where y holds several labels per image, (N, labels)."""
     if y.ndim != 1:
         raise ValueError(
             f"y {tuple(y.shape)} holds several labels an image, and this is for one: choose a column, such as y[:, 0]"

@@ -4,6 +4,8 @@ A new method needs one line in this file, its import.
 """
 # ruff: noqa: F401
 
+import typing
+
 from imbook.methods.baselines import (
     CDT,
     LDAM,
@@ -21,6 +23,6 @@ from imbook.methods.features import CNNCL
 from imbook.methods.mfw import MFW
 from imbook.methods.mixup import ManifoldMixup, Mixup, Remix
 
-METHODS = {name: made for name, made in globals().copy().items() if isinstance(made, type)}
+METHODS: dict[str, typing.Any] = {name: made for name, made in globals().copy().items() if isinstance(made, type)}
 
 __all__ = ["METHODS", *METHODS]

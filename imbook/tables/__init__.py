@@ -5,6 +5,7 @@ to `CHAPTERS`. `python -m imbook list` prints the tables, `python -m imbook queu
 """
 
 import difflib
+from collections.abc import Collection
 from importlib import import_module
 
 CHAPTERS = ("foundations", "crl", "cdb", "dos", "mfw", "side_by_side")
@@ -43,7 +44,7 @@ QUEUE = {
 }
 
 
-def check_name(name, known):
+def check_name(name: str, known: Collection[str]) -> str:
     """The name itself; ValueError with the nearest names where it is none of the known ones."""
     if name not in known:
         near = difflib.get_close_matches(name, list(known), n=3)

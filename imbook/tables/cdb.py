@@ -1,9 +1,10 @@
 """Chapter 05, CDB: difficulty-balanced weights, their tau, and what tames their swings."""
 
 from dataclasses import replace
+from typing import Any
 
 from imbook.records import facts
-from imbook.rows import Split, Table
+from imbook.rows import Row, Split, Table
 from imbook.tables.common import BASELINES, CE, CIFAR10_LT, CIFAR100_LT, CIFAR_SHORT, FASHION_LT, SMALL, rows, together
 from imbook.train import Protocol
 
@@ -25,14 +26,14 @@ CDB_ABLATIONS = (
 )
 
 
-def with_valid(split, net, protocol, *methods):
+def with_valid(split: Split, net: str, protocol: Protocol, *methods: tuple[Any, ...]) -> tuple[Row, ...]:
     """The rows of baselines that train on the held-out images too: what CDB's validation set costs the others."""
     return rows(
         replace(split, train_on_valid=True), net, protocol, *((f"{m[0]} + validation", *m[1:]) for m in methods)
     )
 
 
-def cdb_facts(ratio, *methods):
+def cdb_facts(ratio: int, *methods: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
     """The methods with the key of the paper's number for CIFAR-100-LT at this ratio, where one is known."""
     return tuple((*m, key) if (key := f"cdb/cifar100-lt-{ratio}/{m[0]}") in facts() else m for m in methods)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from imbook.rows import Row, Split
 from imbook.train import Protocol
@@ -15,18 +16,18 @@ CIFAR_200 = Protocol(  # the field's for CIFAR with ResNet-32, from LDAM's line 
 CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
-def together(k, first=0):
+def together(k: int, first: int = 0) -> tuple[dict[str, int], ...]:
     """k sets of seeds in which order, draw and training change together, from `first` on."""
     return tuple(dict(order=s, draw=s, train=s) for s in range(first, first + k))
 
 
-def crossed(k):
+def crossed(k: int) -> tuple[dict[str, int], ...]:
     """k^3 sets of seeds: every order with every draw with every training seed; those of crossed(k - 1) come first."""
     cube = sorted(product(range(k), repeat=3), key=max)
     return tuple(dict(order=o, draw=d, train=t) for o, d, t in cube)
 
 
-def rows(split, net, protocol, *methods):
+def rows(split: Split, net: str, protocol: Protocol, *methods: tuple[Any, ...]) -> tuple[Row, ...]:
     """Rows that share everything but the method: each of `methods` is (label, method, hyper-parameters[, fact])."""
     return tuple(Row(label, split, net, protocol, method, hyper, *fact) for label, method, hyper, *fact in methods)
 
@@ -53,7 +54,9 @@ FASHION_STEP = replace(FASHION_LT, profile="step", n_max=1000)
 MNIST_STEP = replace(FASHION_STEP, data="mnist")
 
 
-def deferred(protocol, label="deferred re-weighting", method="Weighted", **hyper):
+def deferred(
+    protocol: Protocol, label: str = "deferred re-weighting", method: str = "Weighted", **hyper: Any
+) -> tuple[str, str, dict[str, Any]]:
     """A row whose inverse-frequency weights start after four fifths of the epochs, as in the field's protocol.
 
     The loss is torch's weighted mean, as there: under milestones a mean over samples would learn 5 to 25 times slower.

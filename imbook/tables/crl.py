@@ -1,6 +1,8 @@
 """Chapter 04, CRL: class rectification in its six combinations, the choice of alpha and kappa, ablations."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from imbook.methods.crl import FORMS, LEVELS
 from imbook.rows import Split, Table
@@ -29,7 +31,9 @@ CRL_CHOICE_CIFAR100 = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}  
 CRL_ALPHAS, CRL_KAPPAS = (0.1, 0.25, 0.5, 0.75, 0.9), (1, 8, 25)
 
 
-def crl_rows(choice, forms=FORMS, fact=None):
+def crl_rows(
+    choice: dict[str, dict[str, Any]], forms: Sequence[str] = FORMS, fact: str | None = None
+) -> tuple[tuple[Any, ...], ...]:
     """CRL's rows of both levels, each with the alpha and kappa chosen for it: {level: hyper-parameters}."""
     return tuple(
         (
@@ -47,7 +51,7 @@ CRL_SIX = crl_rows(CRL_CHOICE)
 CRL_OMEGA = ("CRL, class, relative, alpha = 0.01 Omega", "CRL", {"level": "class", "form": "relative"})
 
 
-def crl_sweep(level, alphas, kappas):
+def crl_sweep(level: str, alphas: Sequence[float], kappas: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
     """CRL's relative form at one level: alpha varied at kappa 3, kappa varied at alpha 0.5."""
     pairs = [(a, 3) for a in alphas] + [(0.5, k) for k in kappas]
     return tuple(

@@ -1,6 +1,7 @@
 """Chapter 06, DOS: the paper's tables, what the paper leaves open, and abstract labels."""
 
 from dataclasses import replace
+from typing import Any
 
 from imbook import data
 from imbook.rows import Row, Split, Table
@@ -22,29 +23,31 @@ DOS_ROUNDS = {  # the same epochs for every row of a table
 }
 
 
-def dos_row(protocol, k=5, label=None, **hyper):
+def dos_row(protocol: Protocol, k: int = 5, label: str | None = None, **hyper: Any) -> tuple[str, str, dict[str, Any]]:
     """DOS in the rounds of a protocol."""
     return label or f"DOS, k = {k}", "DOS", {"k": k, **DOS_ROUNDS[protocol], **hyper}
 
 
-def abstract_row(protocol, groups, text="", **hyper):
+def abstract_row(protocol: Protocol, groups: int, text: str = "", **hyper: Any) -> tuple[str, str, dict[str, Any]]:
     """DOS with abstract labels in the rounds of a protocol."""
     hyper = {"k": 5, "groups": groups, **DOS_ROUNDS[protocol], **hyper}
     return f"DOS + abstract labels, G = {groups}{text}", "DOSAbstract", hyper
 
 
-def dos_over_sampling(protocol):
+def dos_over_sampling(protocol: Protocol) -> tuple[str, str, dict[str, Any]]:
     """Images repeated until all classes are as large: as many steps as DOS, without its loss. The control [R]."""
     return "over-sampling", "OverSampling", {"whole": True, "start": DOS_ROUNDS[protocol]["start"]}
 
 
-def cnn_rows(split, net, protocol):
+def cnn_rows(split: Split, net: str, protocol: Protocol) -> tuple[Row, ...]:
     """The network, and two classifiers on its features: one training, three rows."""
     labels = (("CNN", None), ("CNN-CL, kNN", "knn"), ("CNN-CL, logistic regression", "logistic"))
     return tuple(Row(label, split, net, protocol, "CNNCL", reading=reading) for label, reading in labels)
 
 
-def dos_table(title, split, net, protocol, seeds, device="cpu"):
+def dos_table(
+    title: str, split: Split, net: str, protocol: Protocol, seeds: tuple[dict[str, int], ...], device: str = "cpu"
+) -> Table:
     """The table of Ando and Huang 2017 for one data set and one share p; without p, for balanced data."""
     hyper = {} if split.profile == "reduced" else {"minority": "all"}
     control = [dos_over_sampling(protocol)] if split.profile == "reduced" else []

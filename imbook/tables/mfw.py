@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
-from imbook.rows import Split, Table
+from imbook.rows import Row, Split, Table
 from imbook.tables.common import (
     BASELINES,
     CE,
@@ -19,6 +19,7 @@ from imbook.tables.common import (
     rows,
     together,
 )
+from imbook.train import Protocol
 from imbook.verdicts import Claim
 
 SMALL_WATCHED = replace(SMALL, name="small, watched each epoch", watch=1)
@@ -47,7 +48,7 @@ MFW_ABLATIONS = tuple(
 )
 
 
-def mfw_rows(split, net, protocol):
+def mfw_rows(split: Split, net: str, protocol: Protocol) -> tuple[Row, ...]:
     """The rows of chapter 07."""
     return rows(
         split,
@@ -65,7 +66,7 @@ def mfw_rows(split, net, protocol):
     )
 
 
-def mfw_claims():
+def mfw_claims() -> tuple[Claim, ...]:
     """The claims of the abstract of Ye et al. 2021, as comparisons that runs can answer. Fixed before a run was seen.
 
     Claims 1 to 4, of the process, are read at stage 3 of LeNet on Fashion-MNIST; 5 and 6, of the result, in the four

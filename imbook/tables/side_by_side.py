@@ -1,6 +1,7 @@
 """Chapter 08: the methods of the book on common tables, and what is asked of them."""
 
 from dataclasses import replace
+from typing import Any
 
 from imbook.rows import Table
 from imbook.tables.cdb import CDB_DYNAMIC
@@ -20,10 +21,11 @@ from imbook.tables.common import (
 from imbook.tables.crl import CRL_SIX
 from imbook.tables.dos import dos_over_sampling, dos_row
 from imbook.tables.mfw import MFW_ROW
+from imbook.train import Protocol
 from imbook.verdicts import Claim
 
 
-def common_rows(protocol):
+def common_rows(protocol: Protocol) -> tuple[tuple[Any, ...], ...]:
     """Cross entropy, logit adjustment, deferred weights, and one row of each method of the book: the common tables."""
     dos = dos_row(protocol, minority="half")
     return CE, BASELINES[5], deferred(protocol, scheme="inverse"), CRL_SIX[0], CDB_DYNAMIC, dos, MFW_ROW
@@ -32,7 +34,7 @@ def common_rows(protocol):
 OFTEN = "over-sampling, as often as DOS"
 
 
-def common_claims():
+def common_claims() -> tuple[Claim, ...]:
     """What the book asks of its common table on Fashion-MNIST. Fixed before DOS had a run in it; all its other rows had
     been seen in their chapters.
 
@@ -52,7 +54,10 @@ TABLES = {
     **{
         f"methods-{split.data}-{name}-100": Table(
             f"The methods of the book on {title}, {text}, ratio 100",
-            rows(replace(split, profile=profile, draw="seed"), "resnet32", CIFAR_200, *common_rows(CIFAR_200), BASELINES[4]),
+            rows(
+                replace(split, profile=profile, draw="seed"), "resnet32", CIFAR_200,
+                *common_rows(CIFAR_200), BASELINES[4],
+            ),  # fmt: skip
             together(5),
             device="cuda",
         )
