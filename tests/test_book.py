@@ -1,6 +1,8 @@
 """The built pages, read as files: complete, linked, self-contained. `make book` comes first."""
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,7 +13,9 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build/html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-CHAPTERS = [TOC["root"]] + [c["file"] for part in TOC["parts"] for c in part["chapters"]]
+CHAPTERS = [TOC["root"]] + [
+    entry["file"] for part in TOC["parts"] for c in part["chapters"] for entry in (c, *c.get("sections", ()))
+]
 PAGES = [p for p in sorted(HTML.rglob("*.html")) if "_static" not in p.parts and p.name != "index.html"]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 SOUP = {page: BeautifulSoup(page.read_text(), "html.parser") for page in PAGES}
@@ -25,7 +29,7 @@ def test_every_page_of_the_contents_is_built():
 
 
 def test_every_chapter_and_page_is_in_the_contents():
-    files = list(ROOT.glob("notebooks/*.ipynb")) + list(ROOT.glob("book/*.md"))
+    files = list(ROOT.glob("notebooks/*.ipynb")) + list(ROOT.glob("book/*.md")) + list(ROOT.glob("book/api/*.md"))
     assert sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in files) == sorted(CHAPTERS)
 
 
@@ -88,3 +92,19 @@ def test_no_error_and_no_raw_markup(page):
         e.extract()
     text = article.get_text()
     assert not re.search(r"\{[\w:]+\}`|:::|\]\(", text), "markup that was not understood"
+
+
+def test_the_reference_has_every_public_name():
+    """Each function and class with its signature and a link to its source; nothing twice."""
+    anchors = Counter(dt["id"] for page in PAGES if page.parent.name == "api" for dt in SOUP[page].select("dt.sig[id]"))
+    assert not [name for name, times in anchors.items() if times > 1]
+    missing = []
+    for path in sorted(ROOT.glob("imbook/**/*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                names = {f"{module}.{node.name}", f"imbook.data.{node.name}"}
+                missing += [f"{module}.{node.name}"] * (not names & anchors.keys())
+    assert not missing, "no docstring, or no automodule in book/api"
+    sources = [a["href"] for page in PAGES if page.parent.name == "api" for a in SOUP[page].select("dt.sig a[href]")]
+    assert sum("_modules/" in href for href in sources) > 300

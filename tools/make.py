@@ -108,9 +108,10 @@ def test():
 
 
 def lint():
-    """ruff, on notebooks too"""
+    """ruff, on notebooks too, and the types of the package"""
     setup()
     call(PYTHON, "-m", "ruff", "check", ".")
+    call(PYTHON, "-m", "mypy")
 
 
 def unit():
@@ -158,7 +159,11 @@ def sphinx():
     setup()
     python = str(BIN.parent / "sphinx" / BIN.name / "python")  # an environment within .venv: out of the book's sight
     venv.create(".venv/sphinx", with_pip=True, symlinks=os.name != "nt")
+    # The reference imports the package: what .venv has comes after what is installed here, so that Sphinx is today's.
+    behind = next(Path(".venv/sphinx").rglob("site-packages")) / "behind.pth"
+    behind.unlink(missing_ok=True)
     call(python, "-m", "pip", "install", "--quiet", "--upgrade", *SPHINX)
+    behind.write_text("\n".join(map(str, (ROOT, next(Path(".venv").glob("[Ll]ib/**/site-packages")).resolve()))))
     shutil.rmtree("_build", ignore_errors=True)
     try:
         call(str(BIN / "jupyter-book"), "config", "sphinx", ".")
