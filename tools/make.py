@@ -211,8 +211,8 @@ def generated():
     call(PYTHON, "tools/structure.py", out="book/_generated/structure.md", PYTHONUTF8="1")
     call(PYTHON, "tools/step_costs.py", out="book/_generated/step-costs.md", PYTHONPATH="benchmarks")
     call(PYTHON, "-m", "imbook", "provenance", out="book/_generated/provenance.md")
-    call(PYTHON, "-m", "imbook", "table", "fashion", "--cell", "cross entropy", "--cell", "inverse frequency",
-         "--cell", "logit adjustment", "--figure", "book/_static/readme.png")  # fmt: skip
+    call(PYTHON, "-m", "imbook", "table", "fashion", "--row", "cross entropy", "--row", "inverse frequency",
+         "--row", "logit adjustment", "--figure", "book/_static/readme.png")  # fmt: skip
 
 
 def repository():
