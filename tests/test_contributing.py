@@ -26,7 +26,7 @@ def copy(tmp_path):
     for path, content in files().items():
         (tmp_path / path).write_text(content)
     for path, old, new in (
-        ("imbook/methods/__init__.py", "\nMETHODS =", "\nfrom imbook.methods.tau_norm import TauNorm\n\nMETHODS ="),
+        ("imbook/methods/__init__.py", "\nMETHODS", "\nfrom imbook.methods.tau_norm import TauNorm\n\nMETHODS"),
         ("imbook/tables/__init__.py", 'CHAPTERS = ("foundations"', 'CHAPTERS = ("tau_norm", "foundations"'),
     ):
         text = (tmp_path / path).read_text()
