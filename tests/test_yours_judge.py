@@ -109,4 +109,5 @@ def test_how_many_more_pictures():
     more, per_doubling = judge.images_for([10, 20, 40], [0.4, 0.3, 0.2], 0.1)
     assert more == pytest.approx(40) and per_doubling == pytest.approx(0.1)
     assert judge.images_for([10, 20], [0.1, 0.2], 0.1)[0] is None
-    assert judge.images_for([10, 20], [0.2, 0.2 - 1e-9], 0.1)[0] == float("inf")
+    assert judge.images_for([1, 2, 3], [2 / 3] * 3, 0.1)[0] is None
+    assert judge.images_for([10, 20], [0.2, 0.2 - 1e-6], 0.1)[0] == float("inf")

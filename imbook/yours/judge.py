@@ -171,7 +171,7 @@ def images_for(n, cost, gain):
     carried on beyond the largest n: a sketch. more is None where the line does not fall, inf where it never gets there.
     """
     slope = float(np.polyfit(np.log2(n), cost, 1)[0])
-    if slope >= 0:
+    if slope > -1e-9:
         return None, -slope
     doublings = gain / -slope
     return (float("inf") if doublings > 20 else float(max(n) * (2**doublings - 1))), -slope

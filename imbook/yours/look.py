@@ -147,7 +147,7 @@ def _why(path):
     try:
         decode([path], 32, 1)
     except (OSError, ValueError) as error:
-        return str(error).removeprefix("picture 1 of 1 ")
+        return str(error).removeprefix("picture 1 of 1 ").replace(f": {path}", "").removeprefix(f"{path} ")
 
 
 def _row(path, code, error):

@@ -31,6 +31,7 @@ class Runs:
         self.plan = json.loads((out / "plan.json").read_text())
         texts = dict(keep_default_na=False, dtype={"label": str}, encoding_errors="surrogateescape")
         self.split = pd.read_csv(out / "split.csv", **texts)
+        self.files = pd.read_csv(out / "files.csv", **texts)
         self.classes = self.look["classes"]
         costs = None if self.trial["costs"] == "None" else self.trial["costs"]
         self.costs = Costs.read(costs, self.classes)
@@ -104,6 +105,7 @@ def result(out):
         groups={p: len(set(g)) for p, g in runs.groups.items()},
         confusion=by_group[chosen]["test"].sum(0).tolist(), frequencies=_frequencies(by_group[chosen]["test"].sum(0)),
         calibration=_calibration(runs, run), mistakes=_mistakes(runs, run, readings[chosen][shown]["test"]),
+        near=[[str(runs.files["path"][k]) for k in pair] for pair in runs.look["near"][:6]],
         random=_random(runs), curve=_curve(runs, by_group, chosen), look=runs.look, plan=runs.plan, trial=runs.trial,
     )  # fmt: skip
 

@@ -80,7 +80,10 @@ def recommendation(found):
     few = min(found["parts"]["test"])
     if few < 30:
         small = found["classes"][int(np.argmin(found["parts"]["test"]))]
-        said.append(f"Class {small} has only {few} test pictures: its recall is hardly known. Collect more of it.")
+        said.append(
+            f"Class {small} has {few} test picture{'s' * (few != 1)}: its recall is hardly known, and the intervals "
+            "are too narrow. Collect more of it."
+        )
     return said
 
 
@@ -106,7 +109,19 @@ def _looked(found):
     ]
     bad = "".join(f"<li>{escape(path)}: {escape(why)}</li>" for path, why in look["unreadable"][:10])
     text = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<h2>What lies in the folder</h2><ul>{text}</ul><ul>{bad}</ul>{_samples(found)}"
+    return f"<h2>What lies in the folder</h2><ul>{text}</ul><ul>{bad}</ul>{_samples(found)}{_alike(found)}"
+
+
+def _alike(found):
+    """Pairs that look alike, side by side; empty where there are none."""
+    from imbook.yours import figures
+
+    if not found["near"]:
+        return ""
+    paths = [path for pair in found["near"] for path in pair]
+    titles = [f"pair {k // 2 + 1}\n{Path(path).parent.name}" for k, path in enumerate(paths)]
+    caption = "Pairs with nearly the same perceptual hash. Are they one picture? Then give --groups, or remove one."
+    return _figure(_png(figures.sheet(found["root"], paths, titles)), "Pairs of pictures that look alike", caption)
 
 
 def _samples(found):
@@ -117,8 +132,8 @@ def _samples(found):
 
     split = pd.read_csv(Path(found["out"]) / "split.csv", keep_default_na=False, encoding_errors="surrogateescape",
                         dtype={"label": str})  # fmt: skip
-    some = split[split["part"] == "train"].groupby("label", sort=False).head(6)
-    some = some[some["label"].isin(found["classes"][:8])].groupby("label", sort=False).head(6)
+    some = split[(split["part"] == "train") & split["label"].isin(found["classes"][:8])]
+    some = some.groupby("label", sort=False).head(6)
     sheets = figures.sheet(found["root"], some["path"], some["label"])
     alt = "Sample pictures of the classes " + ", ".join(found["classes"][:8])
     return _figure(_png(sheets), alt, "Training pictures, the first of each class.")
