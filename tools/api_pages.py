@@ -158,10 +158,19 @@ def process_signature(app, what, name, thing, options, signature, result):
     return None
 
 
+def backlinks(app, pagename, template, context, doctree):
+    """From a source page back to the reference: viewcode takes all names of a module to be explained under one name."""
+    if pagename.startswith("_modules/imbook/data/"):
+        module = pagename.removeprefix("_modules/").replace("/", ".")
+        old = rf"#(?:{re.escape(module)}|imbook\.data)\.(?P<path>[\w.]+)"
+        context["body"] = re.sub(old, lambda m: f"#{documented(module, m['path']) or m[0][1:]}", context["body"])
+
+
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-skip-member", skip)
+    app.connect("html-page-context", backlinks)
     app.connect("autodoc-process-signature", process_signature)
     return {"parallel_read_safe": True}
