@@ -1,18 +1,22 @@
 """The figures of a trial's report; each draws on the axes that it is given."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#c8733c"}
 
 
-def sizes(result, ax):
+def sizes(result: dict[str, Any], ax: Axes) -> Axes:
     """Pictures per class in each part, on a logarithmic axis."""
     at = np.arange(len(result["classes"]))
     for k, part in enumerate(PARTS):
@@ -26,7 +30,7 @@ def sizes(result, ax):
     return ax
 
 
-def costs(result, ax):
+def costs(result: dict[str, Any], ax: Axes) -> Axes:
     """Test cost of each row with its interval, the chosen one in colour."""
     rows = sorted(result["rows"], key=lambda row: row["valid_cost"], reverse=True)
     for k, row in enumerate(rows):
@@ -39,7 +43,7 @@ def costs(result, ax):
     return ax
 
 
-def confusion(result, ax):
+def confusion(result: dict[str, Any], ax: Axes) -> Axes:
     """Share of each true class (row) that was decided as each class (column), in per cent; counts where C <= 12."""
     c = np.array(result["confusion"])
     share = 100 * c / np.maximum(c.sum(1, keepdims=True), 1)
@@ -51,7 +55,7 @@ def confusion(result, ax):
     return ax
 
 
-def calibration(result, ax):
+def calibration(result: dict[str, Any], ax: Axes) -> Axes:
     """Share right against confidence on test pictures, before and after calibration."""
     found = result["calibration"]
     ax.plot([0, 1], [0, 1], color="#999999", lw=1)
@@ -62,7 +66,7 @@ def calibration(result, ax):
     return ax
 
 
-def curve(result, ax):
+def curve(result: dict[str, Any], ax: Axes) -> Axes:
     """Test cost of cross entropy against the pictures of the smallest class."""
     found = result["curve"]
     ax.plot(found["n"], found["cost"], "o-", color=PARTS["train"], label="cross entropy")
@@ -75,7 +79,7 @@ def curve(result, ax):
     return ax
 
 
-def sheet(root, paths, titles, columns=6, side=96):
+def sheet(root: str | Path, paths: Sequence[str], titles: Sequence[str], columns: int = 6, side: int = 96) -> Figure:
     """Pictures in a grid, titles above: a figure. Those that are no longer there stay empty."""
     rows = max(1, -(-len(paths) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.8 * rows), squeeze=False)
@@ -94,7 +98,7 @@ def _thumbnail(path, side):
         return np.asarray(ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (side, side)))
 
 
-def overview(result, sentences):
+def overview(result: dict[str, Any], sentences: Sequence[str]) -> Figure:
     """All figures of a result and its recommendation in one: the report's PNG."""
     drawn = [sizes, costs, confusion, calibration, *([curve] if result["curve"] else [])]
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")

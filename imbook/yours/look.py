@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ class Files:
     groups: tuple[str, ...] | None = None
     left_out: tuple[str, ...] = ()
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """16 hex digits that change with the files' names, sizes, times, labels and groups."""
         digest = hashlib.sha256(repr((self.classes, self.groups)).encode())
         for path, label in zip(self.paths, self.y.tolist()):
@@ -40,14 +41,14 @@ class Files:
             digest.update(f"{path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
-    def only(self, keep):
+    def only(self, keep: np.ndarray) -> "Files":
         """The pictures at the positions where keep, bool (N,), is true."""
         chosen = np.flatnonzero(keep)
         groups = None if self.groups is None else tuple(self.groups[k] for k in chosen)
         return Files(self.root, tuple(self.paths[k] for k in chosen), self.y[chosen], self.classes, groups)
 
 
-def find(path, groups=None, image="image", label="label"):
+def find(path: str | Path, groups: str | None = None, image: str = "image", label: str = "label") -> Files:
     """The pictures of a folder with one folder per class, or of a CSV file with columns `image` and `label`: `Files`.
 
     groups: what tells that pictures belong together (crops of one photograph, pictures of one patient): a column of the
@@ -111,7 +112,7 @@ def _grouped(files, groups):
     return Files(files.root, files.paths, files.y, files.classes, names, files.left_out)
 
 
-def examine(files, seconds=float("inf"), show=False):
+def examine(files: Files, seconds: float = float("inf"), show: bool = False) -> pd.DataFrame:
     """Read the pictures one by one: a frame, one row per file.
 
     Columns: path, label, width, height, mode, digest (of the file's bytes), hash (a difference hash of 64 bits, as 16
@@ -160,7 +161,7 @@ def _row(path, code, error):
     return dict(width=width, height=height, mode=mode, digest=digest, hash=code, error=error, looked=True)
 
 
-def difference_hash(x):
+def difference_hash(x: torch.Tensor) -> list[str]:
     """A perceptual hash of grey pictures: whether each of 8 x 9 cells is darker than its right neighbour, as hex texts.
 
     x: uint8 (N, 1, height, width). Pictures that look alike differ in few of the 64 bits, whatever their size and
@@ -171,7 +172,7 @@ def difference_hash(x):
     return [code.tobytes().hex() for code in np.packbits(bits, 1)]
 
 
-def near_pairs(frame, bits=1):
+def near_pairs(frame: pd.DataFrame, bits: int = 1) -> list[tuple[int, int]]:
     """Pairs of files (i, j), i < j, whose hashes differ in `bits` bits at most and whose bytes differ: a list.
 
     Above `ALL_PAIRS` files only equal hashes are compared, each file with the one before it. Pictures without any
@@ -182,7 +183,7 @@ def near_pairs(frame, bits=1):
     if len(there) > ALL_PAIRS:
         order = np.argsort(hashes, kind="stable")
         same = hashes[order][1:] == hashes[order][:-1]
-        pairs = zip(there[order[:-1][same]].tolist(), there[order[1:][same]].tolist())
+        pairs: Any = zip(there[order[:-1][same]].tolist(), there[order[1:][same]].tolist())
     else:
         pairs = [(int(there[i]), int(there[j])) for i, j in _within(hashes, bits)]
     return sorted((min(p), max(p)) for p in pairs if digests[p[0]] != digests[p[1]])
@@ -197,7 +198,7 @@ def _within(hashes, bits):
             yield start + i, j
 
 
-def findings(frame, files):
+def findings(frame: pd.DataFrame, files: Files) -> dict[str, Any]:
     """What a person should know before training, as plain data; positions are those of the frame.
 
     n, ratio: pictures per class that can be read, and largest over smallest. unreadable: [path, reason]. duplicates:

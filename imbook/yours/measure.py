@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ SIMPLICITY = [
 class Runs:
     """All finished runs of a trial's folder: scores, split, costs."""
 
-    def __init__(self, out):
+    def __init__(self, out: Path) -> None:
         out = Path(out)
         if not (out / "trial.json").exists() or not (out / "split.csv").exists():
             raise ValueError(f"{out} holds no trial: python -m imbook try FOLDER --out {out}")
@@ -41,21 +42,21 @@ class Runs:
         self.prior = self.n / self.n.sum()
         self.groups = {p: self.split["group"].to_numpy()[self.split["part"] == p] for p in ("valid", "test")}
 
-    def seeds(self, label, part=""):
+    def seeds(self, label: str, part: str = "") -> list[dict[str, np.ndarray]]:
         """The runs of one method in the order of their seeds."""
         name = "-".join(filter(None, (label, part))).replace(" ", "-")
         return [run for stem, run in self.found.items() if stem.rpartition("-")[0] == name]
 
-    def labels(self):
+    def labels(self) -> list[str]:
         """The methods that have a run, the simplest first."""
         return [label for label in SIMPLICITY if "," not in label and self.seeds(label)]
 
-    def readings(self, label):
+    def readings(self, label: str) -> dict[str, list[dict[str, np.ndarray]]]:
         """{name of a reading: its decisions, a list per seed of {'valid': (N,), 'test': (N,)}}."""
         ways = (AS_TRAINED, ADJUSTED, BY_COST) if label == FIRST else (AS_TRAINED, BY_COST)
         return {label + way: [self.decide(run, way) for run in self.seeds(label)] for way in ways}
 
-    def decide(self, run, way):
+    def decide(self, run: dict[str, np.ndarray], way: str) -> dict[str, np.ndarray]:
         """Decisions of one run on validation and test."""
         if way == BY_COST:
             p = self.calibrated(run)
@@ -63,28 +64,28 @@ class Runs:
         shift = np.log(self.prior) if way == ADJUSTED else 0
         return {part: (run[f"h_{part}"] - shift).argmax(1) for part in ("valid", "test")}
 
-    def calibrated(self, run):
+    def calibrated(self, run: dict[str, np.ndarray]) -> judge.Calibration:
         """The calibration of a run, fitted on its validation scores."""
         return judge.Calibration(run["h_valid"], run["y_valid"], self.prior)
 
-    def confusions(self, decisions, part):
+    def confusions(self, decisions: list[dict[str, np.ndarray]], part: str) -> np.ndarray:
         """Confusion matrices per group, the mean over seeds: (G, C, C)."""
         y, groups = self.seeds(FIRST)[0][f"y_{part}"], self.groups[part]
         each = [judge.confusions(d[part], y, groups, len(self.classes)) for d in decisions]
         return np.mean(each, 0)
 
 
-def ranked(out):
+def ranked(out: Path) -> list[str]:
     """The methods, the least validation cost of their readings first."""
     runs = Runs(out)
     cost = {}
     for label in runs.labels():
         means = [runs.costs.mean(runs.confusions(d, "valid").sum(0)) for d in runs.readings(label).values()]
         cost[label] = float(min(means))
-    return sorted(cost, key=cost.get)
+    return sorted(cost, key=lambda label: cost[label])
 
 
-def result(out):
+def result(out: Path) -> dict[str, Any]:
     """All that a report says, as plain data. ValueError for a folder without a finished run."""
     runs = Runs(out)
     if not runs.seeds(FIRST):

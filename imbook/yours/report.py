@@ -5,6 +5,7 @@ import io
 import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ pre { background: var(--soft); padding: .6rem; white-space: pre-wrap; } figure {
 figcaption { font-size: .9rem; opacity: .85; }
 """
 
-def write(out):
+def write(out: Path) -> Path:
     """Write report.html, report.png and result.json of a trial's folder from what is finished; the HTML's path.
 
     ValueError for a folder that holds no trial, or no finished run.
@@ -44,7 +45,7 @@ def write(out):
     return out / "report.html"
 
 
-def page(found):
+def page(found: dict[str, Any]) -> str:
     """The HTML text of a result."""
     name = Path(found["trial"]["path"]).name
     parts = [
@@ -58,7 +59,7 @@ def page(found):
     )
 
 
-def recommendation(found):
+def recommendation(found: dict[str, Any]) -> list[str]:
     """The recommendation and its reason, in plain sentences: a list."""
     rows = {row["name"]: row for row in found["rows"]}
     row, first = rows[found["chosen"]], rows[measure.FIRST]
@@ -213,7 +214,7 @@ def _mistakes(found):
     return f"<h2>Worst mistakes</h2>{_figure(sheet, 'The worst mistakes', caption)}<ol>{listed}</ol>"
 
 
-def curve_sentence(found):
+def curve_sentence(found: dict[str, Any]) -> str:
     """How many more pictures of the smallest class would buy as much as the choice: one sentence."""
     c = found["curve"]
     if c["gain"] <= 0:

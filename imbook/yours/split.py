@@ -1,7 +1,9 @@
 """Training, validation and test parts without leakage: what belongs together stays on one side."""
 
 import warnings
+from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -11,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 FOLDS = 5  # one for validation, one for test
 
 
-def merge(groups, together, n):
+def merge(groups: Sequence[str] | None, together: Sequence[Sequence[int]], n: int) -> np.ndarray:
     """One number per picture, int64 (n,): equal where pictures share a group or a list in `together`.
 
     groups: one name per picture, or None: each its own. together: lists of positions, such as exact duplicates.
@@ -25,7 +27,9 @@ def merge(groups, together, n):
     return connected_components(coo_matrix((np.ones(len(a)), (a, b)), (size, size)))[1][number].astype(np.int64)
 
 
-def parts(y, groups, classes, seed=0):
+def parts(
+    y: np.ndarray, groups: np.ndarray, classes: Sequence[str], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions of training, validation and test, three sorted vectors of 60, 20 and 20 %: groups whole, stratified.
 
     y: int64 (N,); groups: int64 (N,); classes: names, for messages. Each part keeps the class frequencies as nearly as
@@ -40,7 +44,7 @@ def parts(y, groups, classes, seed=0):
                 "or more to be in training, validation and test; add pictures, or merge it with another class"
             )
     alone = len(np.unique(groups)) == len(y)
-    best = (np.inf,)
+    best: Any = (np.inf,)
     for draw in range(3 if len(y) < 20_000 else 1):
         kind = StratifiedKFold if alone else StratifiedGroupKFold
         with warnings.catch_warnings():  # a class with fewer members than folds: that is looked at below
@@ -63,11 +67,11 @@ def _rank(candidate):
     return candidate[:5]
 
 
-def at_random(y, seed=0):
+def at_random(y: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The split that leaks: positions as in `parts`, stratified, with no regard to groups."""
     return parts(y, np.arange(len(y)), tuple(map(str, range(int(y.max()) + 1))), seed)
 
 
-def leaked(train, test, groups):
+def leaked(train: np.ndarray, test: np.ndarray, groups: np.ndarray) -> float:
     """The share of test pictures whose group is also in training: a float in [0, 1]."""
     return float(np.isin(groups[test], groups[train]).mean())

@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +48,7 @@ class Options:
     command: str = field(default="", compare=False)
 
 
-def try_out(options):
+def try_out(options: Options) -> tuple[Path | None, str]:
     """Look, split, train and report; returns (path of the report or None, sentence that says how it ended).
 
     What is finished lies in options.out and is not done again: the same call goes on where the last one stopped, by
@@ -91,7 +93,7 @@ def _stored(path, make):
     return json.loads(path.read_text())
 
 
-def write(path, content):
+def write(path: Path, content: bytes) -> None:
     """Write bytes so that the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -117,7 +119,7 @@ def _prepared(options, files):
 class Trial:
     """A split set of pictures, and the runs on it."""
 
-    def __init__(self, options, files, groups):
+    def __init__(self, options: Options, files: look.Files, groups: np.ndarray) -> None:
         self.options, self.files, self.groups = options, files, groups
         self.parts = split.parts(files.y, groups, files.classes)
         self.size = options.size or (32 if options.backbone in pictures.OWN else 128)
@@ -133,12 +135,12 @@ class Trial:
             table = dict(path=files.paths, label=[files.classes[c] for c in files.y], group=groups, part=part)
             write(split_file, pd.DataFrame(table).to_csv(index=False).encode("utf-8", "surrogateescape"))
 
-    def path(self, label, seed, part=""):
+    def path(self, label: str, seed: int, part: str = "") -> Path:
         """The file of a run's scores."""
         name = "-".join(filter(None, (label, part, str(seed)))).replace(" ", "-")
         return self.options.out / "runs" / f"{name}.npz"
 
-    def positions(self, part):
+    def positions(self, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions of training, validation and test for the comparison (''), the random split or the curve."""
         train, valid, test = self.parts
         if part == RANDOM:
@@ -152,31 +154,34 @@ class Trial:
             train = np.sort(np.concatenate([train[y != small], its]))
         return train, valid, test
 
-    def network(self, seed):
+    def network(self, seed: int) -> torch.nn.Module:
         """A new network, with the weights that a seed gives."""
         torch.manual_seed(seed)
         o = self.options
         net, self.said = pictures.network(o.backbone, len(self.files.classes), self.size, o.pretrained)
         return net.to(self.device)
 
-    def method(self, label, n, epochs):
+    def method(self, label: str, n: Any, epochs: int) -> Any:
         """A method of `METHODS` on the class counts n (C,)."""
         late, stage = int(0.8 * epochs), self.options.stage
-        name, hyper = {
+        known: dict[str, tuple[str, dict[str, Any]]] = {
             FIRST: ("CrossEntropy", {}),
             "deferred weights": ("Weighted", dict(start=late, reduction="weights")),
             "over-sampling": ("OverSampling", {}),
             "MFW": ("MFW", dict(stage=stage)),
             "CRL": ("CRL", {}),
-        }[label]
+        }
+        name, hyper = known[label]
         return METHODS[name](n, **hyper)
 
-    def labels(self):
+    def labels(self) -> list[str]:
         """The methods that can be tried; CRL needs an imbalance."""
         n = np.bincount(self.files.y[self.parts[0]])
         return [FIRST, "deferred weights", "over-sampling", "MFW", *(["CRL"] if n.min() < n.max() else [])]
 
-    def run(self, label, seed, part, epochs, tick):
+    def run(
+        self, label: str, seed: int, part: str, epochs: int, tick: Callable[[int, dict[str, Any] | None], Any]
+    ) -> None:
         """Train, and write the scores of validation and test."""
         path, (train, valid, test) = self.path(label, seed, part), self.positions(part)
         net, batches = self.network(seed), self.sets.train(train, seed)
@@ -189,16 +194,16 @@ class Trial:
             h, y = evaluate(net, self.sets.plain(index), method)
             scores |= {f"h_{name}": h.cpu().numpy(), f"y_{name}": y.cpu().numpy(), f"at_{name}": index}
         with (partial := path.with_suffix(".partial")).open("wb") as file:
-            np.savez_compressed(file, n=batches.n.cpu().numpy(), **scores)
+            np.savez_compressed(file, n=batches.n.cpu().numpy(), **scores)  # type: ignore[union-attr]
         partial.replace(path)
         checkpoint.unlink(missing_ok=True)
 
-    def rate(self):
+    def rate(self) -> float:
         """The learning rate: as asked, else small for pretrained weights and for a network without BatchNorm."""
         usual = 0.01 if "pretrained by" in self.said else 0.02 if self.options.backbone == "lenet" else 0.05
         return self.options.lr or usual
 
-    def finals(self, plan):
+    def finals(self, plan: dict[str, Any]) -> list[list[Any]]:
         """The runs of the finalists: [] before all runs of the coarse round are done."""
         if not all(self.path(*run).exists() for run in plan["coarse"]) or plan["seeds"] <= plan["first_seeds"]:
             return []
@@ -206,12 +211,14 @@ class Trial:
         labels = list(dict.fromkeys([FIRST, *best]))
         return [[label, seed, ""] for seed in range(plan["first_seeds"], plan["seeds"]) for label in labels]
 
-    def done(self, plan):
+    def done(self, plan: dict[str, Any]) -> int:
         """How many of the runs are finished."""
         return sum(self.path(*run).exists() for run in plan["runs"] + self.finals(plan))
 
 
-def make_plan(per_epoch, budget, seeds, epochs=None, most=MOST):
+def make_plan(
+    per_epoch: dict[str, float], budget: float, seeds: int, epochs: int | None = None, most: int = MOST
+) -> dict[str, Any]:
     """What fits into a budget: plain data.
 
     per_epoch: seconds of one epoch of each method, {label: s}; budget: seconds; epochs: given, or chosen from `LEAST`
@@ -274,7 +281,7 @@ def _measured(trial):
     return per_epoch
 
 
-def describe(plan, trial):
+def describe(plan: dict[str, Any], trial: Trial) -> str:
     """What a trial is going to do and how long that takes, as a text."""
     minutes = plan["seconds"] / 60
     many = len(plan["runs"])
