@@ -371,7 +371,8 @@ def test_everything_is_imported_without_modules_of_one_system(tmp_path):
     """resource and fcntl are not there on Windows, msvcrt only there: all modules, and what all chapters import."""
     lines = set()
     for path in ROOT.glob("notebooks/*.ipynb"):
-        code = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
         lines |= {line for cell in code for line in cell.splitlines() if re.match(r"(from imbook|import imbook)", line)}
     single = sorted(line for line in lines if "(" not in line)
     assert len(single) > 5

@@ -111,7 +111,7 @@ def functions(path):
     """The functions of a notebook's code cells, {name: code without docstring}, of four lines and more."""
     found = {}
     for source, _ in cells(path, "code"):
-        plain = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")) and "%pip" not in line)
+        plain = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
         with contextlib.suppress(SyntaxError):  # the cell that installs the package on Colab
             for node in ast.parse(plain).body:
                 if isinstance(node, ast.FunctionDef):

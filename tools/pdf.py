@@ -38,14 +38,25 @@ article.bd-article h1:first-of-type { display: block !important; margin-top: 0 }
 def chapters(toc):
     """[(part or None, file)] in the order of the book."""
     found = [(None, toc["root"])]
+
+    def walk(part, entries):
+        for entry in entries:
+            found.append((part, entry["file"]))
+            walk(part, entry.get("sections", ()))
+
     for part in toc["parts"]:
-        found += [(part["caption"], chapter["file"]) for chapter in part["chapters"]]
+        walk(part["caption"], part["chapters"])
     return found
 
 
 def key(name, anchor=""):
     """The anchor, in the one document, of a page or of a place on it."""
     return "-".join(filter(None, [name.replace("/", "-"), anchor]))
+
+
+def placed(text):
+    """The HTML with its pictures, styles and scripts found from the folder of the one document."""
+    return re.sub(r'"(?:\.\./)+_', '"../html/_', text)
 
 
 def article(name, text, names):
@@ -65,7 +76,7 @@ def article(name, text, names):
         elif ":" not in link["href"]:
             link.unwrap()  # a file beside the book: a sheet of paper leads to none
     found["id"] = key(name)
-    return " ".join(found.h1.get_text().split()), str(found).replace('"../_', '"../html/_')
+    return " ".join(found.h1.get_text().split()), placed(str(found))
 
 
 def contents(toc, titles, numbers):
@@ -86,8 +97,8 @@ def document(folder, config, toc, numbers):
     texts = {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in names}
     made = {name: article(name, text, names) for name, text in texts.items()}
     formulas = next(text for text in texts.values() if "tex-svg" in text)
-    head = re.sub(r"<script(?![^>]*mathjax)(?!>window.MathJax).*?</script>", "", formulas.partition("</head>")[0],
-                  flags=re.DOTALL).replace('data-theme="auto"', 'data-theme="light"').replace('"../_', '"../html/_')  # fmt: skip
+    head = placed(formulas.partition("</head>")[0]).replace('data-theme="auto"', 'data-theme="light"')
+    head = re.sub(r"<script(?![^>]*mathjax)(?!>window.MathJax).*?</script>", "", head, flags=re.DOTALL)
     title, author, year = (html.escape(config[name]) for name in ("title", "author", "copyright"))
     head = re.sub("<title>.*?</title>", f"<title>{title}</title>", head, flags=re.DOTALL)
     cover = f'<div class="cover"><h1>{title}</h1><p>{author}, {year}</p></div>'

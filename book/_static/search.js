@@ -14,7 +14,7 @@
     let sum = 0;
     for (const p of patterns) {
       const count = text => (text.match(p) || []).length;
-      const own = 10 * count(title) + 3 * count(chapter) + Math.min(count(prose), 5) + Math.min(count(code), 1);
+      const own = 10 * (count(title) + count(chapter)) + Math.min(count(prose), 5) + Math.min(count(code), 1);
       if (!own) return 0;
       sum += own;
     }
