@@ -1,6 +1,6 @@
 # What each target does is said once, for all systems, in tools/make.py. Without make: python -m tools.make TARGET
 PYTHON ?= python3
-TARGETS := book run test lint unit portable notebooks pages test-long links sphinx setup lock dist generated repository help
+TARGETS := book pdf run test lint unit portable notebooks pages test-long links sphinx setup lock dist generated repository help
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: $(TARGETS)

@@ -190,6 +190,12 @@ def book():
     print(ROOT / "_build/html/index.html")
 
 
+def pdf():
+    """print the whole book to _build/book.pdf, contents and page numbers included (needs Chromium)"""
+    book()
+    call(PYTHON, "tools/pdf.py", "_build/html", "_build/book.pdf")
+
+
 def run():
     """train on long-tailed digits, under a minute: a table and a figure"""
     setup()
@@ -229,7 +235,7 @@ def help():
     print("\nwithout make: python -m tools.make TARGET")
 
 
-COMMANDS = (book, run, test, lint, unit, portable, notebooks, pages, test_long, links, sphinx, setup, lock, dist,
+COMMANDS = (book, pdf, run, test, lint, unit, portable, notebooks, pages, test_long, links, sphinx, setup, lock, dist,
             generated, repository, help)  # fmt: skip
 TARGETS = {target.__name__.replace("_", "-"): target for target in COMMANDS}
 

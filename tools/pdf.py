@@ -19,6 +19,7 @@ from pypdf import PdfReader
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]  # the first for root, the second for containers
 STYLE = """
 @page { size: A4; margin: 18mm 15mm; @bottom-center { content: counter(page); font: 9pt sans-serif } }
 @page :first { @bottom-center { content: none } }
@@ -27,12 +28,17 @@ article.bd-article { padding: 0 !important; break-before: page; font-size: 10.5p
 article.bd-article h1:first-of-type { display: block !important; margin-top: 0 }
 .cover { padding-top: 35vh; text-align: center }
 .cover p { font-size: 14pt }
-.contents { break-before: page }
-.contents p { display: flex; gap: 0.5em; margin: 0.25em 0 }
-.contents .part { font-weight: 600; margin-top: 1em }
-.contents i { flex: 1; border-bottom: 1px dotted #888; height: 1em }
+.book-contents { break-before: page }
+.book-contents p { display: flex; gap: 0.5em; margin: 0.25em 0 }
+.book-contents .part { font-weight: 600; margin-top: 1em }
+.book-contents i { flex: 1; border-bottom: 1px dotted #888; height: 1em }
 .headerlink, .tocsection, details > summary::marker { display: none }
 """
+
+
+def chromium():
+    """The path of Chromium, or None."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def chapters(toc):
@@ -88,7 +94,7 @@ def contents(toc, titles, numbers):
         last, title = part, titles[name]
         number = numbers.get(title, "000")
         rows.append(f'<p><a href="#{key(name)}">{html.escape(title)}</a><i></i><span>{number}</span></p>')
-    return f'<nav class="contents"><h1>Contents</h1>{"".join(rows)}</nav>'
+    return f'<nav class="book-contents"><h1>Contents</h1>{"".join(rows)}</nav>'
 
 
 def document(folder, config, toc, numbers):
@@ -109,20 +115,26 @@ def document(folder, config, toc, numbers):
 
 
 def starts(reader, titles):
-    """{title: page, from 1} of the chapters, from the outline of a PDF, in its order."""
+    """{title: page, from 1} of the chapters, from the outline of a PDF, in its order.
+
+    Where a heading takes two lines, Chromium leaves the space between them out of the outline: spaces do not count.
+    """
     entries = []
+
+    def bare(title):
+        return "".join(title.split())
 
     def walk(items):
         for item in items:
             if isinstance(item, list):
                 walk(item)
             else:
-                entries.append((" ".join(item.title.split()), reader.get_destination_page_number(item) + 1))
+                entries.append((item.title, reader.get_destination_page_number(item) + 1))
 
     walk(reader.outline)
     found, position = {}, next(i for i, (title, _) in enumerate(entries) if title == "Contents") + 1
     for title in titles:
-        position = next((i for i in range(position, len(entries)) if entries[i][0] == title), None)
+        position = next((i for i in range(position, len(entries)) if bare(entries[i][0]) == bare(title)), None)
         if position is None:
             raise ValueError(f"not in the outline of the PDF: {title}")
         found[title] = entries[position][1]
@@ -131,8 +143,7 @@ def starts(reader, titles):
 
 def write(folder, out):
     """Print the book to the file `out`. Raises ValueError if there are no pages or no Chromium."""
-    chromium = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if chromium is None:
+    if chromium() is None:
         raise ValueError("no Chromium found, which prints the book: install chromium")
     if not (folder / "search.html").is_file():
         raise ValueError(f"no pages in {folder}: run `make book`")
@@ -141,8 +152,7 @@ def write(folder, out):
     source.parent.mkdir(exist_ok=True)
     numbers = {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=120_000)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         for _ in range(2):
             text, titles = document(folder, config, toc, numbers)
             source.write_text(text, encoding="utf-8")
