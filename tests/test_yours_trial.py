@@ -94,6 +94,16 @@ def test_the_report_needs_no_other_file(finished, folder):
     assert (out / "report.html").read_text(encoding="utf-8") == before
 
 
+def test_a_report_leaves_the_drawing_as_it_was(finished):
+    """Else a notebook that writes a report shows no figure afterwards."""
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("svg")
+    report.write(finished[0])
+    assert matplotlib.get_backend() == "svg" and plt.get_fignums() == []
+
+
 def test_the_same_call_again_trains_nothing(finished, folder, monkeypatch):
     out, _ = finished
     monkeypatch.setattr(trial, "fit", None)

@@ -32,9 +32,6 @@ def write(out: Path) -> Path:
 
     ValueError for a folder that holds no trial, or no finished run.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
     from imbook.yours import figures, trial
 
     out = Path(out)
