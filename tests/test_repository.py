@@ -145,7 +145,8 @@ def test_the_standard_library_is_enough():
     command = [sys.executable, "-I", "-S", "tools/repository.py", "--check"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "Error" not in said.stderr, said.stderr
-    dry = subprocess.run(["make", "--no-print-directory", "--dry-run", "repository"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "--dry-run", "repository"]
+    dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert dry.stdout.split()[1:] == ["-m", "tools.make", "repository"]
 
 
