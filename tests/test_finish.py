@@ -55,6 +55,17 @@ def test_a_value_and_its_spread_stay_together():
     assert finish.together("81.1 ± 1.4, 80 % ± 2, a ± b") == "81.1\u00a0±\u00a01.4, 80 % ± 2, a ± b"
 
 
+def test_signatures_are_no_definitions_and_arrows_have_names():
+    signature = '<dl>\n<dd><em class="sig-param">h</em></dd>\n<dd><em class="sig-param">z</em></dd>\n</dl>'
+    page = finish.named('<summary><span class="toctree-toggle"></span></summary>' + signature + "<dl><dd>D</dd></dl>")
+    assert page.count("<dd>") == 1 and page.count("<dl>") == 1 and '<summary aria-label="' in page
+
+
+def test_a_list_stands_within_an_item_of_its_list():
+    page = finish.named("<ul><li>a</li>\n<ul><li>b</li><ul><li>c</li></ul></ul><li>d</li></ul>")
+    assert page == "<ul><li>a<ul><li>b<ul><li>c</li></ul></li></ul></li>\n<li>d</li></ul>"
+
+
 def test_sections_hold_prose_without_formulas_and_code_without_imports():
     top, code = finish.sections(ARTICLE)
     assert top == ("top", "Over-sampling", "The ratio … is large.", "")

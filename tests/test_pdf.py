@@ -5,6 +5,7 @@ Takes the finished pages that `make book` left. Skipped where no Chromium is fou
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import pdf
@@ -20,7 +21,8 @@ long = pytest.mark.long
 
 
 def bare(text):
-    return re.sub(r"\s", "", text)
+    """The text without spaces, and without ligatures, which a PDF has."""
+    return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
 
 
 def test_chapters_come_in_order_sections_behind_their_page():

@@ -125,6 +125,25 @@ def together(text):
     return re.sub(r"(\d[\d.,]*%?) ± (?=\d)", "\\1\u00a0±\u00a0", text)
 
 
+def named(text):
+    """The page as a screen reader can say it: the arrows of the contents have names, a signature's lines are no
+    definitions, the references no list of something else, and a list stands within an item of its list.
+    """
+    text = text.replace('<summary><span class="toctree-toggle"',
+                        '<summary aria-label="Pages of this part"><span class="toctree-toggle"')  # fmt: skip
+
+    def lines(found):
+        return '<div class="sig-lines">' + re.sub(r"(</?)dd\b", r"\1div", found[1]) + "</div>"
+
+    text = re.sub(r' role="(?:list|doc-biblioentry)"', "", text)
+    if re.search(r"</li>\s*<ul>", text):
+        soup = BeautifulSoup(text, "html.parser")
+        for inner in soup.select("ul > ul"):
+            inner.find_previous_sibling("li").append(inner)
+        text = str(soup)
+    return re.sub(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', lines, text)
+
+
 # -- search -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +196,7 @@ def finish(folder):
     (folder / "_static/icons.css").write_text(icons(folder, texts.values()), encoding="utf-8")
     (folder / "_static/sections.js").write_text(searchable(texts), encoding="utf-8")
     for name, text in texts.items():
-        new = together(with_icons(lighter(images(folder, text))))
+        new = named(together(with_icons(lighter(images(folder, text)))))
         (folder / name).write_text(search(new) if name == "search.html" else new, encoding="utf-8")
 
 

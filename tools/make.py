@@ -143,8 +143,8 @@ def pages():
 
 
 def test_long():
-    """fuzzing, kill and resume, each chapter alone in an empty folder: minutes"""
-    setup()
+    """fuzzing, kill and resume, each chapter alone in an empty folder, the PDF, accessibility: minutes"""
+    book()
     pytest("-m", "long", "tests")
 
 

@@ -24,6 +24,8 @@ STYLE = """
 @page { size: A4; margin: 18mm 15mm; @bottom-center { content: counter(page); font: 9pt sans-serif } }
 @page :first { @bottom-center { content: none } }
 body { padding: 0; background: none }
+.bd-main, .bd-main .bd-content, .bd-main .bd-content .bd-article-container { display: block; margin: 0; padding: 0 }
+.bd-main .bd-content .bd-article-container { max-width: none; width: auto }
 article.bd-article { padding: 0 !important; break-before: page; font-size: 10.5pt }
 article.bd-article h1:first-of-type { display: block !important; margin-top: 0 }
 .cover { padding-top: 35vh; text-align: center }
