@@ -65,11 +65,14 @@ def test_every_chapter_is_in_the_contents_with_its_page(book):
     assert len(rows) == len(pdf.chapters(TOC))
     printed = [bare(page.extract_text()) for page in reader.pages]
     contents = "".join(printed[1:6])
+    entries = [entry for entry in reader.outline if not isinstance(entry, list)]
+    outline = {(bare(entry.title), reader.get_destination_page_number(entry) + 1) for entry in entries}
     last = 0
     for row in rows:
         title, number = row.a.get_text(), int(row.span.get_text())
         assert bare(title) + str(number) in contents, title
         assert number > last and bare(title) in printed[number - 1], title
+        assert (bare(title), number) in outline, title
         last = number
 
 
@@ -98,7 +101,7 @@ OUTSIDE = """() => {
 def test_nothing_leaves_the_sheet(book):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=pdf.chromium(), args=pdf.ARGUMENTS)
-        page = browser.new_page(viewport={"width": 680, "height": 1000})  # the 180 mm between the margins
+        page = browser.new_page(viewport={"width": int(680 / pdf.SCALE), "height": 1000})  # 180 mm between margins
         page.emulate_media(media="print")
         page.goto(book[2].as_uri(), wait_until="load", timeout=300_000)
         page.evaluate("() => MathJax.startup.promise")

@@ -2,7 +2,7 @@
 
     python tools/pdf.py _build/html _build/book.pdf
 
-Chromium prints twice: the first print's outline says on which page each chapter begins.
+Chromium prints twice: the first print says on which page each chapter begins.
 """
 
 import html
@@ -20,13 +20,14 @@ from pypdf import PdfReader
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]  # the first for root, the second for containers
+SCALE = 0.85  # of the size on the screen: 10 pt text. A font size in the style would double titles in the outline.
 STYLE = """
 @page { size: A4; margin: 18mm 15mm; @bottom-center { content: counter(page); font: 9pt sans-serif } }
 @page :first { @bottom-center { content: none } }
 body { padding: 0; background: none }
 .bd-main, .bd-main .bd-content, .bd-main .bd-content .bd-article-container { display: block; margin: 0; padding: 0 }
 .bd-main .bd-content .bd-article-container { max-width: none; width: auto }
-article.bd-article { padding: 0 !important; break-before: page; font-size: 10.5pt }
+article.bd-article { padding: 0 !important; break-before: page }
 article.bd-article h1:first-of-type { display: block !important; margin-top: 0 }
 .cover { padding-top: 35vh; text-align: center }
 .cover p { font-size: 14pt }
@@ -117,30 +118,9 @@ def document(folder, config, toc, numbers):
 
 
 def starts(reader, titles):
-    """{title: page, from 1} of the chapters, from the outline of a PDF, in its order.
-
-    Where a heading takes two lines, Chromium leaves the space between them out of the outline: spaces do not count.
-    """
-    entries = []
-
-    def bare(title):
-        return "".join(title.split())
-
-    def walk(items):
-        for item in items:
-            if isinstance(item, list):
-                walk(item)
-            else:
-                entries.append((item.title, reader.get_destination_page_number(item) + 1))
-
-    walk(reader.outline)
-    found, position = {}, next(i for i, (title, _) in enumerate(entries) if title == "Contents") + 1
-    for title in titles:
-        position = next((i for i in range(position, len(entries)) if bare(entries[i][0]) == bare(title)), None)
-        if position is None:
-            raise ValueError(f"not in the outline of the PDF: {title}")
-        found[title] = entries[position][1]
-    return found
+    """{title: page, from 1} of the chapters {file: title}; a file's anchor is a destination in the PDF."""
+    places = reader.named_destinations
+    return {title: reader.get_destination_page_number(places[f"/{key(name)}"]) + 1 for name, title in titles.items()}
 
 
 def write(folder, out):
@@ -162,9 +142,9 @@ def write(folder, out):
             page.set_default_timeout(600_000)
             page.goto(source.as_uri(), wait_until="load")
             page.evaluate("() => MathJax.startup.promise")
-            page.pdf(path=out, prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+            page.pdf(path=out, prefer_css_page_size=True, print_background=True, scale=SCALE, outline=True, tagged=True)
             page.close()
-            before, numbers = numbers, starts(PdfReader(out), titles.values())
+            before, numbers = numbers, starts(PdfReader(out), titles)
         browser.close()
     if before != numbers:
         raise ValueError("the contents moved the chapters: their page numbers are wrong")
