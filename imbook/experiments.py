@@ -19,10 +19,11 @@ from imbook.data.batches import sizes
 from imbook.fast import describe
 from imbook.memory import peak_memory
 from imbook.methods import METHODS
+from imbook.methods.afterwards import adjusted
 from imbook.precision import best_precision
 from imbook.records import SCHEMA, commit, provenance, rounded, source_hash
 from imbook.rows import NETS, Row, Split, Table
-from imbook.train import Method, evaluate, fit
+from imbook.train import Method, evaluate, fit, group_recall
 
 __all__ = ["Row", "Split", "Table", "make", "run", "steps"]
 
@@ -105,8 +106,8 @@ def run(
             fast=fast,
             precision=precision,
         )
-        judged = _judged(net, test, method)
-        readings = {name: _judged(net, test, reading) for name, reading in method.readings.items()}
+        judged = _judged(*evaluate(net, test, method))
+        readings = _readings(net, method, row, n, valid, test)
     return dict(
         key=key,
         schema=SCHEMA,
@@ -145,8 +146,7 @@ def _class_sizes(split: Split) -> Tensor:
     return data.counts(images.y[index], len(images.classes))
 
 
-def _judged(net: nn.Module, test: data.Batches, method: Method) -> dict[str, Any]:
-    scores, y = evaluate(net, test, method)
+def _judged(scores: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Any]:
     labels = [(s, y[:, j]) for j, s in enumerate(scores)] if isinstance(scores, tuple) else [(scores, y)]
     each = [metrics.summary(s, t) for s, t in labels]
     return dict(
@@ -154,3 +154,21 @@ def _judged(net: nn.Module, test: data.Batches, method: Method) -> dict[str, Any
         confusion=[metrics.confusion(s, t).tolist() for s, t in labels],
         auprc=[rounded(metrics.auprc(s.softmax(1), t).tolist()) for s, t in labels],
     )
+
+
+def _readings(
+    net: nn.Module, method: Method, row: Row, n: Any, valid: data.Batches | None, test: data.Batches
+) -> dict[str, dict[str, Any]]:
+    """What else the trained network says: for each reading its test results, and its recalls on validation images."""
+    sets = {"test": test} | ({} if valid is None else {"valid": valid})
+    found = {name: {of: evaluate(net, b, r) for of, b in sets.items()} for name, r in method.readings.items()}
+    if row.adjusted:
+        own = {of: evaluate(net, batches, method) for of, batches in sets.items()}
+        for tau in row.adjusted:
+            found[f"adjusted, tau {tau:g}"] = {of: (adjusted(scores, n, tau), y) for of, (scores, y) in own.items()}
+    judged = {}
+    for name, of in found.items():
+        judged[name] = _judged(*of["test"])
+        if "valid" in of:
+            judged[name]["valid"] = rounded(group_recall(*of["valid"], len(n)))
+    return judged

@@ -39,7 +39,7 @@ def frame(
             **{f"{k}_seed": v for k, v in seeds.items()},
             **{k: 100 * v for k, v in r["metrics"].items()},
             **_by_size(r),
-            **{of: _balanced(r["curve"][-1].get(of)) for of in ("train", "valid")},
+            **{of: _balanced(r[of] if of in r else r["curve"][-1].get(of)) for of in ("train", "valid")},
             **{k: r.get(k) for k in ("train_seconds", "seconds", "peak_mb")},
             "stale": r["method_version"] != METHODS[row.method].version,
             "record": r,
@@ -53,7 +53,10 @@ def frame(
 
 
 def _read(record: dict[str, Any] | None, reading: str | None) -> dict[str, Any] | None:
-    return record if record is None or reading is None else {**record, **record["readings"][reading]}
+    """The record with the results of a reading in the place of its own; nan for what was not measured of it."""
+    if record is None or reading is None:
+        return record
+    return {**record, "train": None, "valid": None, **record["readings"][reading]}
 
 
 def _by_size(record: dict[str, Any]) -> dict[str, float]:
@@ -278,28 +281,43 @@ def progress(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def chosen(
-    table: "Table", method: str, folder: str | Path | None = None, records: dict[str, dict[str, Any]] | None = None
-) -> dict[str, Any] | None:
-    """The hyper-parameters of a method that do best on the validation images at the last epoch: a dict, or None while
-    runs of its rows are missing.
+def best(
+    table: "Table", labels: Sequence[str], folder: str | Path | None = None,
+    records: dict[str, dict[str, Any]] | None = None,
+) -> str | None:  # fmt: skip
+    """Which of some rows does best on the validation images at the last epoch: its label, or None while runs of them
+    are missing.
 
-    table: an `imbook.experiments.Table` that holds a grid; method: a name of `imbook.methods.METHODS`. Best is the
-    highest mean recall, over the validation classes that have images and over the row's runs; of equals the first.
-    Nothing is read of the test images. ValueError where no row of the table has the method, where a run measured
-    nothing on validation images, and for runs of an older version of the method.
+    table: an `imbook.experiments.Table` that holds a grid; labels: of its rows, in the order in which equals are
+    preferred. Best is the highest mean recall, over the validation classes that have images and over the row's runs.
+    Nothing is read of the test images. ValueError for a label that the table does not have, where a run measured
+    nothing on validation images, and for runs of an older version of their method.
     """
-    rows = [row for row in table.rows if row.method == method]
-    if not rows:
-        raise ValueError(f"no row of {table.title!r} has the method {method!r}: choose from those it has")
+    if unknown := set(labels) - {row.label for row in table.rows}:
+        raise ValueError(f"{table.title!r} has no row {', '.join(sorted(unknown))}: choose from those it has")
     runs = frame(table, folder, records)
-    runs = fresh(runs[runs["label"].isin([row.label for row in rows])])
-    if len(runs) < len(rows) * len(table.seeds):
+    runs = fresh(runs[runs["label"].isin(labels)])
+    if len(runs) < len(labels) * len(table.seeds):
         return None
     mean = runs.groupby("label")["valid"].mean()
     if mean.isna().any():
         raise ValueError(f"{', '.join(mean.index[mean.isna()])}: no validation images, so nothing to choose by")
-    return max(rows, key=lambda row: mean[row.label]).hyper
+    return max(labels, key=lambda label: mean[label])
+
+
+def chosen(
+    table: "Table", method: str, folder: str | Path | None = None, records: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
+    """The hyper-parameters of a method that do best on the validation images (see `best`): a dict, or None while runs
+    of its rows are missing.
+
+    method: a name of `imbook.methods.METHODS`. ValueError where no row of the table has it, and as `best`.
+    """
+    rows = {row.label: row for row in table.rows if row.method == method}
+    if not rows:
+        raise ValueError(f"no row of {table.title!r} has the method {method!r}: choose from those it has")
+    label = best(table, list(rows), folder, records)
+    return None if label is None else rows[label].hyper
 
 
 def provenance_table(tables: Mapping[str, "Table"]) -> str:

@@ -111,6 +111,8 @@ class Row:
     label: the row's name in the table; fact: a key of records/paper_facts.json; reading: the row shows this one of the
     method's `readings` instead of its own prediction. None of them belongs to the run's identity.
     instrument: a stage at which gradients are measured (see `imbook.train.fit`).
+    adjusted: strengths tau at which the trained method's scores are also read with adjusted logits, as the readings
+    'adjusted, tau T' (`imbook.methods.afterwards.adjusted`).
     ValueError for a network, a method or a hyper-parameter that does not exist. A whole number given for a fractional
     hyper-parameter counts as that fraction: tau 1 and tau 1.0 are one row.
     """
@@ -124,6 +126,7 @@ class Row:
     fact: str | None = None
     instrument: str | None = None
     reading: str | None = None
+    adjusted: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("net", NETS), ("method", METHODS)):
@@ -139,9 +142,11 @@ class Row:
         split, protocol = _changed(self.split), _changed(self.protocol)
         del protocol["name"]
         used = {k: seeds[k] for k in ("order", "draw") if getattr(self.split, k) == "seed"} | {"train": seeds["train"]}
-        plain = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper, seeds=used)
+        plain: dict[str, Any] = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper, seeds=used)
         if self.instrument:
             plain["instrument"] = self.instrument
+        if self.adjusted:
+            plain["adjusted"] = [float(tau) for tau in self.adjusted]
         return json.loads(json.dumps(plain))
 
     def key(self, seeds: dict[str, int]) -> str:

@@ -100,11 +100,12 @@ class Method(nn.Module):
         """
         return {}
 
-    def finish(self, net: nn.Module, train: AnyBatches) -> None:
+    def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
         """Called after the last epoch and before the last evaluation, under the conditions of `update`.
 
         For what is fitted to the trained network. It may set `readings`: a record holds an evaluation of each. What it
-        makes is in no checkpoint: resuming a finished run calls it again, so it must depend on net and train alone.
+        makes is in no checkpoint: resuming a finished run calls it again, so it must depend on net, train and valid
+        alone.
         """
 
     def predict(self, net: nn.Module, x: Tensor) -> Any:
@@ -203,7 +204,7 @@ def fit(
                 state = checkpoints.restore(checkpoint, identity, parts, train)
                 curve, start, spent, before = (state[k] for k in ("curve", "epoch", "spent", "elapsed"))
         if start == protocol.epochs:
-            _finish(method, start, net, train, seed)
+            _finish(method, start, net, train, valid, seed)
         for epoch in range(start, protocol.epochs):
             began = time.perf_counter()
             for group in optimiser.param_groups:
@@ -223,7 +224,7 @@ def fit(
             gradient = None if gradients is None else gradients.take()
             _check_finite(losses, trained, train, epoch, checkpoint)
             if epoch + 1 == protocol.epochs:
-                _finish(method, epoch + 1, net, train, seed)
+                _finish(method, epoch + 1, net, train, valid, seed)
             spent += time.perf_counter() - began
 
             row = None
@@ -297,10 +298,12 @@ def _update(
         return method.update(epoch, net, train, valid) or {}
 
 
-def _finish(method: Method, epoch: int, net: nn.Module, train: AnyBatches, seed: int) -> None:
+def _finish(
+    method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None, seed: int
+) -> None:
     mode = net.training
     with _aside(method, epoch, net, train, seed):
-        method.finish(net, train)
+        method.finish(net, train, valid)
     net.train(mode)
 
 

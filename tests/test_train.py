@@ -254,7 +254,7 @@ class Finishing(CrossEntropy):
         super().__init__()
         self.calls, self.sign = [], 1
 
-    def finish(self, net, train):
+    def finish(self, net, train, valid=None):
         assert not net.training and not torch.is_grad_enabled()
         self.calls.append((torch.rand(3), [p.clone() for p in net.parameters()]))
         self.sign = -1

@@ -302,7 +302,7 @@ class Drawing(CrossEntropy):
         self.steps.append(torch.rand(()).item())
         return super().forward(net, x, y, i)
 
-    def finish(self, net, train):
+    def finish(self, net, train, valid=None):
         self.end.append(torch.rand(()).item())
 
 

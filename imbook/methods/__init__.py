@@ -6,12 +6,14 @@ A new method needs one line in this file, its import.
 
 import typing
 
+from imbook.methods.afterwards import Afterwards
 from imbook.methods.baselines import (
     CDT,
     LDAM,
     BalancedSoftmax,
     CrossEntropy,
     Focal,
+    LabelSmoothing,
     LogitAdjusted,
     OverSampling,
     Weighted,

@@ -1,5 +1,6 @@
 """The simple methods every other one is held against. Chapter 02 compares them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,21 +100,42 @@ class Weighted(Method):
 
 
 class Focal(Method):
-    """Focal loss: the mean of (1 - p_y)^gamma * -log p_y. gamma 0 is cross entropy.
+    """Focal loss: the mean of alpha_y (1 - p_y)^gamma * -log p_y. gamma 0 without alpha is cross entropy.
 
-    Source: Lin et al. 2017.
+    alpha: None (1 for every class) or 'inverse' (`inverse_frequency`, mean 1; ValueError without n or for a class
+    without images). gamma: from 0. Source: Lin et al. 2017, equation 5, for several classes.
     """
 
-    def __init__(self, n: Tensor | None = None, gamma: float = 1.0) -> None:
+    def __init__(self, n: Tensor | None = None, gamma: float = 1.0, alpha: str | None = None) -> None:
         super().__init__()
         if not gamma >= 0:
             raise ValueError(f"gamma {gamma}: at least 0")
+        if alpha not in (None, "inverse") or (alpha and n is None):
+            raise ValueError(f"alpha {alpha!r}: None, or 'inverse' together with the class counts n")
         self.gamma = gamma
+        self.register_buffer("alpha", None if alpha is None or n is None else inverse_frequency(n))  # (C,)
 
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         log_p = F.log_softmax(wide(net(x)), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
         rest = -torch.expm1(log_p)  # 1 - p_y, 0 where the network is sure; a power below 1 has no slope there
-        return (-(rest.clamp(min=torch.finfo(rest.dtype).tiny) ** self.gamma) * log_p).mean()
+        losses = -(rest.clamp(min=torch.finfo(rest.dtype).tiny) ** self.gamma) * log_p  # (B,)
+        return (losses if self.alpha is None else self.alpha[y] * losses).mean()
+
+
+class LabelSmoothing(Method):
+    """Cross entropy with smoothed labels: 1 - epsilon of each label stays, the rest is shared by all classes alike.
+
+    epsilon 0 is cross entropy; ValueError outside [0, 1). Source: Szegedy et al. 2016, section 7.
+    """
+
+    def __init__(self, n: Tensor | None = None, epsilon: float = 0.1) -> None:
+        super().__init__()
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon {epsilon}: choose from 0 up to, but not including, 1")
+        self.epsilon = epsilon
+
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
+        return F.cross_entropy(wide(net(x)), y, label_smoothing=self.epsilon)
 
 
 def log_prior(n: Tensor, tau: float = 1.0) -> Tensor:
@@ -123,19 +145,23 @@ def log_prior(n: Tensor, tau: float = 1.0) -> Tensor:
     return tau * (n / n.sum()).log()
 
 
-def over_sample(y: Tensor, per_class: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+def over_sample(
+    y: Tensor, per_class: int | Sequence[int] | None = None, generator: torch.Generator | None = None
+) -> Tensor:
     """Positions in y such that every class appears `per_class` times, default n_max: int64 (C * per_class,).
 
-    A class is repeated whole as often as it fits; the remainder is drawn without replacement. y: int64 (N,); a class
-    without samples stays without. generator: of the draw, default torch's global one.
+    per_class: one number for all classes, or one for each. A class is repeated whole as often as it fits; the remainder
+    is drawn without replacement. y: int64 (N,); a class without samples stays without. generator: of the draw, default
+    torch's global one.
     """
-    n = torch.bincount(y)
+    n = torch.bincount(y).tolist()
+    wanted = [per_class or max(n)] * len(n) if per_class is None or isinstance(per_class, int) else per_class
     picked = []
-    for c, size in enumerate(n.tolist()):
+    for c, size in enumerate(n):
         if size == 0:
             continue
         there = torch.nonzero(y == c).flatten()
-        whole, rest = divmod(per_class or int(n.max()), size)
+        whole, rest = divmod(wanted[c], size)
         shuffled = there[torch.randperm(size, generator=generator).to(y.device)]
         picked += [there.repeat(whole), shuffled[:rest]]
     return torch.cat(picked)
@@ -145,24 +171,48 @@ class OverSampling(CrossEntropy):
     """Cross entropy on class-balanced sampling: each epoch visits every class equally often, N / C times, so that it
     has as many steps as plain training: the tail is repeated, the head thinned out anew each epoch.
 
-    whole: each class n_max times instead, so that nothing is thinned out and an epoch is longer. start: the order is
-    left alone before this epoch. Source: the class-balanced sampling of Kang et al. 2020.
+    whole: each class n_max times instead, so that nothing is thinned out and an epoch is longer. power: between no
+    re-sampling (0) and classes equally often (1, the default): class c has N n_c^(1 - power) / sum of n^(1 - power)
+    visits; 0.5 is square-root sampling. start: the order is left alone before this epoch. weighted: also weigh each
+    class by its inverse frequency, which corrects the imbalance twice; chapter 03 shows what that does. ValueError for
+    a power outside [0, 1], or below 1 together with `whole`.
+    Source: the class-balanced sampling of Kang et al. 2020, section 3; `power` is 1 - q there.
     """
 
     several_labels = False
 
-    def __init__(self, n: Tensor | None = None, whole: bool = False, start: int = 0) -> None:
+    def __init__(
+        self, n: Tensor | None = None, whole: bool = False, start: int = 0, power: float = 1.0, weighted: bool = False
+    ) -> None:
         super().__init__()
-        self.whole, self.start = whole, start
+        if not 0 <= power <= 1 or (whole and power < 1):
+            raise ValueError(f"power {power}, whole {whole}: power is from 0 to 1, and 1 where whole is True")
+        if weighted and n is None:
+            raise ValueError("weighted=True needs the class counts n")
+        self.whole, self.start, self.power = whole, start, power
+        self.register_buffer("w", inverse_frequency(n) if weighted and n is not None else None)  # (C,)
+
+    def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
+        if self.w is None:
+            return super().forward(net, x, y, i)
+        return weighted_cross_entropy(net(x), y, self.w, "weights")
+
+    def per_class(self, n: Tensor) -> int | list[int]:
+        """Visits of an epoch: one number for each class, or one per class. n: images per class (C,)."""
+        if self.whole or self.power == 1:
+            return int(n.max()) if self.whole else -(-int(n.sum()) // len(n))
+        share = torch.where(n > 0, n.double() ** (1 - self.power), 0)
+        return (n.sum() * share / share.sum()).round().long().clamp(min=1).tolist()
 
     def visits(self, n: Any, epoch: int) -> int:
         if epoch < self.start:
             return super().visits(n, epoch)
-        return int((n > 0).sum()) * (int(n.max()) if self.whole else -(-int(n.sum()) // len(n)))
+        each = self.per_class(n)
+        return int((n > 0).sum()) * each if isinstance(each, int) else sum(k for k, n_c in zip(each, n) if n_c > 0)
 
-    def update(self, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None) -> dict[str, Any]:
+    def update(self, epoch: int, net: nn.Module, train: Any, valid: AnyBatches | None) -> dict[str, Any]:
         if epoch >= self.start:
-            train.order = over_sample(train.y, None if self.whole else -(-len(train.y) // len(train.n)))
+            train.order = over_sample(train.y, self.per_class(train.n))
         return {}
 
 

@@ -270,7 +270,7 @@ class DOS(Method):
         logged = dict(round=(epoch - self.start) // self.every + 1, spread=spread, within=within)
         return {**logged, "within_majority": within_majority} if self.k else {}
 
-    def finish(self, net: nn.Module, train: AnyBatches) -> None:
+    def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
         if self.read:
             self.readings = readings(net, train)
 

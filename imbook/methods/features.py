@@ -49,7 +49,7 @@ class OnFeatures(Method):
         super().__init__()
         self.classifier, self.stage = classifier, stage
 
-    def finish(self, net: nn.Module, train: AnyBatches) -> None:
+    def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
         self.classifier.fit(wide(embed(net, train, self.stage)).cpu().numpy(), train.y.cpu().numpy())
         self.classes = len(train.n)
 
@@ -99,5 +99,5 @@ class CNNCL(CrossEntropy):
         super().__init__()
         self.stage = stage
 
-    def finish(self, net: nn.Module, train: AnyBatches) -> None:
+    def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
         self.readings = readings(net, train, stage=self.stage)

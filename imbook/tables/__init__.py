@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Collection
 from importlib import import_module
 
-CHAPTERS = ("foundations", "crl", "cdb", "dos", "mfw", "side_by_side")
+CHAPTERS = ("foundations", "rivals", "crl", "cdb", "dos", "mfw", "side_by_side")
 TABLES = {}
 for _chapter in CHAPTERS:
     _new = import_module(f"imbook.tables.{_chapter}").TABLES
