@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from imbook.yours import look, split
 
@@ -61,7 +62,8 @@ def test_what_is_wrong_is_named(folder):
     assert [sorted(map(name, g)) for g in found["duplicates"]] == [["b/Bild 0 nº 0.png", "c d/twin.png"]]
     assert found["conflicts"] == found["duplicates"] and found["left_out"] == ["notes.txt"]
     assert list(map(name, found["odd"])) == ["b/wide.png"] and found["n"] == [7, 4, 13]
-    assert {"große Zellen/Bild 0 nº 0.png", "große Zellen/alike.jpg"} in [set(map(name, p)) for p in found["near"]]
+    near = [({name(i), name(j)}, similarity) for i, j, similarity in found["near"]]
+    assert near[0][0] == {"große Zellen/Bild 0 nº 0.png", "große Zellen/alike.jpg"} and len(near) == 1
 
 
 def test_bad_input_is_an_error_that_names_it(tmp_path, folder):
@@ -123,17 +125,64 @@ def test_the_hash_is_the_literal_one():
         assert code == f"{int(bits, 2):016x}"
 
 
+def framed(x):
+    """A frame as of `examine`, of grey pictures x (N, 1, h, w)."""
+    thumbnails = [t.tobytes() for t in look.thumbnails(x).numpy()]
+    digests = [str(k) for k in range(len(x))]
+    return pd.DataFrame(dict(hash=look.difference_hash(x), thumbnail=thumbnails, digest=digests))
+
+
 def test_near_pairs_are_the_literal_ones(monkeypatch):
-    rng = np.random.default_rng(0)
-    codes = [f"{rng.integers(1, 2**60):016x}" for _ in range(30)]
-    codes += [f"{int(codes[0], 16) ^ 1:016x}", f"{int(codes[1], 16) ^ 3:016x}", codes[2], "0" * 16, "0" * 16]
-    frame = pd.DataFrame(dict(hash=codes, digest=[str(k) for k in range(len(codes))]))
-    for bits in (0, 1, 2):
-        literal = [(i, j) for i in range(33) for j in range(i + 1, 33)
-                   if (int(codes[i], 16) ^ int(codes[j], 16)).bit_count() <= bits]  # fmt: skip
-        assert look.near_pairs(frame, bits) == literal and (2, 32) in literal
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (30, 1, 32, 32), generator=g, dtype=torch.uint8)
+    noisy = (x[:3].float() * torch.tensor([1, 0.5, 0.8]).view(-1, 1, 1, 1) + torch.randn(3, 1, 32, 32, generator=g) * 4)
+    flat = torch.full((2, 1, 32, 32), 90, dtype=torch.uint8)
+    x = torch.cat([x, noisy.clamp(0, 255).byte(), x[4:5], flat])
+    cells = look.thumbnails(x).double().view(36, -1)
+    for least in (0.98, 0.9, 0.1):
+        pairs = [(i, j) for i in range(36) for j in range(i + 1, 36) if cells[[i, j]].std(1).min() > 1]
+        literal = {(i, j): np.corrcoef(cells[i], cells[j])[0, 1] for i, j in pairs}
+        literal = {pair: r for pair, r in literal.items() if r >= least}
+        found = look.near_pairs(framed(x), least)
+        assert {(i, j): r for i, j, r in found} == pytest.approx(literal, abs=1e-4)
+        assert [r for *_, r in found] == sorted((r for *_, r in found), reverse=True) and found[0][:2] == (4, 33)
+    assert {p[:2] for p in look.near_pairs(framed(x))} == {(0, 30), (1, 31), (2, 32), (4, 33)}
     monkeypatch.setattr(look, "ALL_PAIRS", 10)
-    assert look.near_pairs(frame) == [(2, 32)]
+    codes = look.difference_hash(x)
+    found = look.near_pairs(framed(x))
+    assert found[0] == (4, 33, 1.0) and all(codes[i] == codes[j] for i, j, _ in found) and len(found) < 4
+    monkeypatch.setattr(look, "MOST_PAIRS", 0)
+    assert look.near_pairs(framed(x)) == []
+
+
+def test_a_film_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(look, "MOST_PAIRS", 7)
+    x = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8).repeat(50, 1, 1, 1)
+    assert len(look.near_pairs(framed(x))) == 7
+
+
+@pytest.mark.parametrize("change", ["jpeg", "twice", "brighter", "less contrast"])
+def test_a_changed_copy_is_found_and_a_stranger_is_not(tmp_path, change):
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for k in range(6):
+            picture(ord(c) + 10 * k, side=48).save(tmp_path / c / f"{k}.png")
+    with Image.open(tmp_path / "a/0.png") as first:
+        copy = {"twice": lambda p: p.resize((96, 96)), "brighter": lambda p: p.point(lambda v: 0.7 * v),
+                "less contrast": lambda p: p.point(lambda v: 60 + 0.4 * v)}.get(change, lambda p: p)(first)  # fmt: skip
+        copy.save(tmp_path / f"b/copy.{'jpg' if change == 'jpeg' else 'png'}", quality=50)
+    files = look.find(tmp_path)
+    near = look.findings(look.examine(files), files)["near"]
+    assert [{files.paths[i], files.paths[j].split(".")[0]} for i, j, _ in near] == [{"a/0.png", "b/copy"}]
+
+
+def test_small_digits_give_few_pairs():
+    """Eight pixels a side: a rule on the hash alone called 1,276 pairs of these near-duplicates."""
+    digits = load_digits()
+    index = np.concatenate([np.flatnonzero(digits.target == c)[:n] for c, n in enumerate((178, 120, 80, 60, 40, 30))])
+    x = torch.from_numpy(digits.images[index] * 255 / 16)[:, None].float()
+    x = torch.nn.functional.interpolate(x, (32, 32), mode="bicubic").clamp(0, 255).byte()
+    assert len(look.near_pairs(framed(x))) < len(x) / 8
 
 
 # -- the split --------------------------------------------------------------------------------------------------------

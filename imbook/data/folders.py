@@ -32,12 +32,12 @@ def folder(
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no folder: give the folder that holds one folder per class")
-    left_out = [p for p in sorted(path.iterdir()) if _hidden(p) or not p.is_dir()]
+    left_out = [p for p in sorted(path.iterdir()) if hidden(p) or not p.is_dir()]
     pictures = {}  # of each class
-    for each in sorted((p for p in path.iterdir() if p.is_dir() and not _hidden(p)), key=_class_name):
-        found, others = _walk(each)
+    for each in sorted((p for p in path.iterdir() if p.is_dir() and not hidden(p)), key=class_name):
+        found, others = walk(each)
         left_out += others
-        name = _class_name(each)
+        name = class_name(each)
         if name in pictures:
             raise ValueError(f"{path} has two folders that read {name!r}: merge them")
         if not found:
@@ -81,7 +81,7 @@ def table(
         classes = like.classes if one else dict(zip(like.labels, like.classes))  # type: ignore[assignment]
     named: Any = classes or {}
     given: dict[str, Sequence[str]] = {columns[0]: named} if one and classes is not None else dict(named)
-    rows = _rows(path, image, columns, given)
+    rows = read_rows(path, image, columns, given)
     codes = [_codes(path, rows, name, given) for name in columns]
     folder = path.parent if root is None else Path(root).expanduser()
     pictures = [folder / name for name in rows[image]]
@@ -104,8 +104,11 @@ def _images(
     return Images(x, y, classes, mean, std, labels, gaps or like is not None)
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures below a folder in the order of their paths, and what is left out."""
+def walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures below a folder in the order of their paths, and what is left out: two lists.
+
+    Pictures are the files whose suffix Pillow can open; left out are all other files, and what is hidden.
+    """
     from PIL import Image
 
     pictures, others = [], []
@@ -114,20 +117,25 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
         others += [Path(parent, f) for f in folders if f.startswith(".")]
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in (Path(parent, f) for f in sorted(files)):
-            (pictures if not _hidden(file) and file.suffix.lower() in suffixes else others).append(file)
+            (pictures if not hidden(file) and file.suffix.lower() in suffixes else others).append(file)
     return pictures, others
 
 
-def _hidden(path: Path) -> bool:
+def hidden(path: Path) -> bool:
+    """Whether a file or folder is hidden: its name starts with a dot."""
     return path.name.startswith(".")
 
 
-def _class_name(folder: Path) -> str:
-    return unicodedata.normalize("NFC", folder.name)  # some systems write an umlaut as two signs
+def class_name(folder: Path) -> str:
+    """The name of a folder's class; an umlaut is one sign, also where the system writes it as two."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
-def _rows(path: Path, image: str, columns: tuple[str, ...], given: dict[str, Sequence[str]]) -> "pd.DataFrame":
-    """The table as texts, with all columns there and no field empty."""
+def read_rows(path: Path, image: str, columns: tuple[str, ...], given: dict[str, Sequence[str]]) -> "pd.DataFrame":
+    """A CSV file as texts, a frame: `image`, `columns` and the keys of `given` are there, and no field is empty.
+
+    given: {column: its class names}. ValueError that names the file and the row for anything else (see `table`).
+    """
     import pandas as pd
 
     try:
@@ -151,7 +159,7 @@ def _rows(path: Path, image: str, columns: tuple[str, ...], given: dict[str, Seq
 
 def _codes(path: Path, rows: "pd.DataFrame", name: str, given: dict[str, Sequence[str]]) -> Tensor:
     """The labels of one column, int64 (N,); `given` gets the names where it has none."""
-    names = given.setdefault(name, _ordered(set(rows[name])))
+    names = given.setdefault(name, ordered(set(rows[name])))
     code = {text: c for c, text in enumerate(names)}
     if len(code) < max(2, len(names)):
         raise ValueError(f"{path}: classes {names} of {name!r}: two or more different ones; else leave it out")
@@ -161,7 +169,8 @@ def _codes(path: Path, rows: "pd.DataFrame", name: str, given: dict[str, Sequenc
     return torch.tensor(rows[name].map(code).to_numpy(dtype="int64"))
 
 
-def _ordered(names: set[str]) -> list[str]:
+def ordered(names: set[str]) -> list[str]:
+    """Class names in the order of numbers where all are numbers, else of the alphabet."""
     try:
         return sorted(names, key=float)
     except ValueError:

@@ -8,12 +8,78 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageOps
 
 PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#c8733c"}
+SHOWN, EACH, PAIRS, SIDE = 10, 8, 6, 64  # of the findings: classes, pictures per class, pairs, pixels of a side
+
+
+def findings(root: str | Path, table: pd.DataFrame, found: dict[str, Any]) -> Figure:
+    """What lies in a folder, on one page: pictures per class, their sizes, samples, and the pairs most alike.
+
+    root: folder of the paths in table; table, found: as `look.examine` and `look.findings` give them.
+    """
+    pairs = found["near"][:PAIRS]
+    figure = plt.figure(figsize=(10, 5.4 if pairs else 3.8), layout="constrained")
+    above, *below = figure.subfigures(2 if pairs else 1, 1, height_ratios=[7, 3] if pairs else [1], squeeze=False)[:, 0]
+    counts, sizes_, samples = above.subplots(1, 3, width_ratios=[3, 3, 4])
+    _counts(found, counts)
+    seen = table[(table["error"] == "") & (table["width"] > 0)]
+    sizes_.plot(seen["width"], seen["height"], "o", ms=3, alpha=0.3, color=PARTS["train"])
+    sizes_.set(xscale="log", yscale="log", xlabel="width (pixels, log)", ylabel="height (pixels, log)", title="Sizes")
+    for axis in (sizes_.xaxis, sizes_.yaxis):
+        axis.set_major_locator(LogLocator(2))
+        axis.set_major_formatter("{x:.0f}")
+        axis.set_minor_locator(NullLocator())
+    sizes_.margins(0.1)
+    _samples(Path(root), seen, found["classes"][:SHOWN], samples)
+    for part in below:
+        part.suptitle(f"Look-alikes: the first {len(pairs)} of {len(found['near'])} pairs, with their similarity")
+        for ax, (i, j, similarity) in zip(part.subplots(1, PAIRS).flat, pairs):
+            ax.imshow(_tiles([[Path(root) / table["path"].iloc[k] for k in (i, j)]]))
+            ax.set_title(f"{similarity:.3f}\n" + " | ".join(_short(table["label"].iloc[[i, j]])), fontsize="small")
+        for ax in part.axes:
+            ax.axis("off")
+    return figure
+
+
+def _counts(found, ax):
+    n, names = found["n"], _short(found["classes"])
+    bars = ax.barh(range(len(n)), n, color=PARTS["train"])
+    ax.bar_label(bars, padding=2, fontsize="small")
+    ax.set(yticks=range(len(n)), yticklabels=names, xscale="log", xlim=(0.7, max(n) * 8), xlabel="pictures (log)")
+    ax.set_title(f"Pictures per class, ratio {found['ratio']:.1f}")
+    ax.invert_yaxis()
+
+
+def _samples(root, seen, names, ax):
+    """Pictures evenly from each class's files, a class per row."""
+    rows = []
+    for name in names:
+        paths = seen["path"][seen["label"] == name].tolist()
+        rows.append([root / paths[k] for k in np.linspace(0, len(paths) - 1, min(EACH, len(paths))).astype(int)])
+    ax.imshow(_tiles(rows))
+    ax.set(xticks=[], yticks=(np.arange(len(rows)) + 0.5) * (SIDE + 4), yticklabels=_short(names), title="Samples")
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+
+
+def _tiles(rows):
+    """Pictures side by side in squares, one row each list of paths; those that are no longer there stay white."""
+    whole = np.full((len(rows) * (SIDE + 4), max(map(len, rows)) * (SIDE + 4), 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, path in enumerate(row):
+            if path.is_file():
+                tile = _thumbnail(path, SIDE)
+                height, width = tile.shape[:2]
+                top, left = (SIDE + 4) * r + (SIDE - height) // 2, (SIDE + 4) * c + (SIDE - width) // 2
+                whole[top : top + height, left : left + width] = tile
+    return whole
 
 
 def sizes(result: dict[str, Any], ax: Axes) -> Axes:
@@ -30,15 +96,20 @@ def sizes(result: dict[str, Any], ax: Axes) -> Axes:
     return ax
 
 
-def costs(result: dict[str, Any], ax: Axes) -> Axes:
-    """Test cost of each row with its interval, the chosen one in colour."""
+def dots(result: dict[str, Any], ax: Axes, key: str = "cost") -> Axes:
+    """A test metric of each row with its interval, the chosen row in colour, the least validation cost on top.
+
+    key: of the rows: cost, balanced_accuracy, accuracy or macro_f1.
+    """
     rows = sorted(result["rows"], key=lambda row: row["valid_cost"], reverse=True)
     for k, row in enumerate(rows):
-        mean, low, high = row["cost"]
+        mean, low, high = row[key]
         colour = PARTS["test"] if row["name"] == result["chosen"] else "#777777"
         ax.plot([low, high], [k, k], color=colour, lw=2)
         ax.plot(mean, k, "o", color=colour)
-    ax.set(yticks=range(len(rows)), xlabel=_cost_label(result), title="Test cost, 95 % interval")
+    name = "cost" if key == "cost" else key.replace("_", " ").replace("f1", "F1")
+    ax.set(yticks=range(len(rows)), xlabel=_cost_label(result) if key == "cost" else name)
+    ax.set_title(f"Test {name}, 95 % interval")
     ax.set_yticklabels([row["name"] for row in rows], fontsize="small")
     return ax
 
@@ -100,7 +171,7 @@ def _thumbnail(path, side):
 
 def overview(result: dict[str, Any], sentences: Sequence[str]) -> Figure:
     """All figures of a result and its recommendation in one: the report's PNG."""
-    drawn = [sizes, costs, confusion, calibration, *([curve] if result["curve"] else [])]
+    drawn = [sizes, dots, confusion, calibration, *([curve] if result["curve"] else [])]
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
     for ax in axes.flat[len(drawn) :]:
         ax.axis("off")

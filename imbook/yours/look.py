@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from imbook.data.folders import _class_name, _hidden, _ordered, _rows, _walk
+from imbook.data.folders import class_name, hidden, ordered, read_rows, walk
 from imbook.data.pictures import decode
 
 CHUNK = 500  # files that are examined at a time
-ALL_PAIRS = 20_000  # up to so many files, all pairs are compared
+ALL_PAIRS, MOST_PAIRS = 20_000, 10_000  # up to so many files all pairs are compared; so many pairs are kept
+CELLS, ALIKE = 16, 0.98  # near-duplicates: thumbnails of CELLS x CELLS grey cells that correlate so closely
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,17 @@ def find(path: str | Path, groups: str | None = None, image: str = "image", labe
 
 
 def _of_folder(root):
-    each = sorted((p for p in root.iterdir() if p.is_dir() and not _hidden(p)), key=_class_name)
-    left_out = [p for p in root.iterdir() if _hidden(p) or not p.is_dir()]
+    each = sorted((p for p in root.iterdir() if p.is_dir() and not hidden(p)), key=class_name)
+    left_out = [p for p in root.iterdir() if hidden(p) or not p.is_dir()]
     paths, y = [], []
     for c, folder in enumerate(each):
-        found, others = _walk(folder)
+        found, others = walk(folder)
         if not found:
-            raise ValueError(f"class {_class_name(folder)!r} has no pictures in {folder}: add some, or remove it")
+            raise ValueError(f"class {class_name(folder)!r} has no pictures in {folder}: add some, or remove it")
         paths += [p.relative_to(root).as_posix() for p in found]
         y += [c] * len(found)
         left_out += others
-    classes = tuple(map(_class_name, each))
+    classes = tuple(map(class_name, each))
     if len(set(classes)) < max(2, len(classes)):
         raise ValueError(f"{root} has the classes {list(classes)}: it needs one folder per class, two or more classes")
     names = tuple(p.relative_to(root).as_posix() for p in left_out)
@@ -83,8 +84,8 @@ def _of_folder(root):
 
 
 def _of_table(path, groups, image, label):
-    rows = _rows(path, image, (label,), {})
-    classes = tuple(_ordered(set(rows[label])))
+    rows = read_rows(path, image, (label,), {})
+    classes = tuple(ordered(set(rows[label])))
     if len(classes) < 2:
         raise ValueError(f"{path}: {label!r} has one class {list(classes)}: two or more are needed")
     for k, name in enumerate(rows[image]):
@@ -115,9 +116,9 @@ def _grouped(files, groups):
 def examine(files: Files, seconds: float = float("inf"), show: bool = False) -> pd.DataFrame:
     """Read the pictures one by one: a frame, one row per file.
 
-    Columns: path, label, width, height, mode, digest (of the file's bytes), hash (a difference hash of 64 bits, as 16
-    hex digits), error (why it cannot be read, else ''), looked (False for the files that `seconds` had no time for;
-    the first 500 are looked at in any case).
+    Columns: path, label, width, height, mode, digest (of the file's bytes), hash (see `difference_hash`), thumbnail
+    (256 bytes, see `thumbnails`), error (why it cannot be read, else ''), looked (False for the files that `seconds`
+    had no time for; the first 500 are looked at in any case).
     show: a progress bar. Memory does not grow with the size of the pictures.
     """
     deadline, rows = time.monotonic() + seconds, []
@@ -127,7 +128,7 @@ def examine(files: Files, seconds: float = float("inf"), show: bool = False) -> 
                 break
             rows += _examine([files.root / p for p in files.paths[start : start + CHUNK]])
             bar.update(len(rows) - bar.n)
-    late = dict(width=0, height=0, mode="", digest="", hash="", error="", looked=False)
+    late = dict(width=0, height=0, mode="", digest="", hash="", thumbnail=b"", error="", looked=False)
     frame = pd.DataFrame(rows + [late] * (len(files.paths) - len(rows)))
     frame.insert(0, "path", files.paths)
     frame.insert(1, "label", [files.classes[c] for c in files.y])
@@ -136,12 +137,13 @@ def examine(files: Files, seconds: float = float("inf"), show: bool = False) -> 
 
 def _examine(paths):
     try:
-        hashes, errors = difference_hash(decode(paths, 32, 1)), [""] * len(paths)
+        x = decode(paths, 32, 1)
     except (OSError, ValueError):  # one of them: read each alone
         if len(paths) == 1:
-            return [_row(paths[0], "", _why(paths[0]))]
+            return [_row(paths[0], "", b"", _why(paths[0]))]
         return [row for path in paths for row in _examine([path])]
-    return [_row(*each) for each in zip(paths, hashes, errors)]
+    small = [t.tobytes() for t in thumbnails(x).numpy()]
+    return [_row(*each, "") for each in zip(paths, difference_hash(x), small)]
 
 
 def _why(path):
@@ -151,14 +153,15 @@ def _why(path):
         return str(error).removeprefix("picture 1 of 1 ").replace(f": {path}", "").removeprefix(f"{path} ")
 
 
-def _row(path, code, error):
+def _row(path, code, thumbnail, error):
     width, height, mode = 0, 0, ""
     if not error:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore")
             (width, height), mode = picture.size, picture.mode
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return dict(width=width, height=height, mode=mode, digest=digest, hash=code, error=error, looked=True)
+    its = dict(width=width, height=height, mode=mode, digest=digest, hash=code, thumbnail=thumbnail)
+    return its | dict(error=error, looked=True)
 
 
 def difference_hash(x: torch.Tensor) -> list[str]:
@@ -172,37 +175,60 @@ def difference_hash(x: torch.Tensor) -> list[str]:
     return [code.tobytes().hex() for code in np.packbits(bits, 1)]
 
 
-def near_pairs(frame: pd.DataFrame, bits: int = 1) -> list[tuple[int, int]]:
-    """Pairs of files (i, j), i < j, whose hashes differ in `bits` bits at most and whose bytes differ: a list.
+def thumbnails(x: torch.Tensor) -> torch.Tensor:
+    """Grey pictures shrunk to 16 x 16 cells: uint8 (N, 256). x: uint8 (N, 1, height, width)."""
+    return F.adaptive_avg_pool2d(x.float(), CELLS).round().byte().flatten(1)
 
-    Above `ALL_PAIRS` files only equal hashes are compared, each file with the one before it. Pictures without any
-    structure (hash 0, as of one colour) are left out.
+
+def standardised(small: torch.Tensor) -> torch.Tensor:
+    """Thumbnails with mean 0 and length 1: float32 (N, 256). The product of two is their correlation.
+
+    It does not depend on brightness and contrast. Pictures without structure (a deviation below one grey level) become
+    0 and resemble nothing. small: uint8 (N, 256).
     """
-    there = np.flatnonzero((frame["hash"] != "") & (frame["hash"] != "0" * 16))
-    hashes, digests = frame["hash"].to_numpy()[there], frame["digest"].to_numpy()
+    t = small.float() - small.float().mean(1, keepdim=True)
+    length = t.norm(dim=1, keepdim=True)
+    return torch.where(length < CELLS, torch.zeros(()), t / length.clamp(min=1))
+
+
+def near_pairs(frame: pd.DataFrame, least: float = ALIKE) -> list[tuple[int, int, float]]:
+    """Pairs of files that look alike and whose bytes differ, the most alike first: a list of (i, j, similarity), i < j.
+
+    similarity: the correlation of their thumbnails, `least` or more. It finds copies that were resized, compressed or
+    made brighter; it misses copies that were cropped, turned or mirrored. At most 10,000 pairs are given. Above 20,000
+    files only those with equal `difference_hash` are compared, each with the one before it. frame: see `examine`.
+    """
+    there = np.flatnonzero(frame["hash"] != "")
+    if not len(there):
+        return []
+    small = np.stack([np.frombuffer(t, np.uint8) for t in frame["thumbnail"].to_numpy()[there]])
+    t, digests = standardised(torch.from_numpy(small)), frame["digest"].to_numpy()
     if len(there) > ALL_PAIRS:
+        hashes = frame["hash"].to_numpy()[there]
         order = np.argsort(hashes, kind="stable")
         same = hashes[order][1:] == hashes[order][:-1]
-        pairs: Any = zip(there[order[:-1][same]].tolist(), there[order[1:][same]].tolist())
+        i, j = np.sort([order[:-1][same], order[1:][same]], 0)
+        found: Any = [(i, j, (t[i] * t[j]).sum(1).numpy())]
     else:
-        pairs = [(int(there[i]), int(there[j])) for i, j in _within(hashes, bits)]
-    return sorted((min(p), max(p)) for p in pairs if digests[p[0]] != digests[p[1]])
+        found = (_within(t, start, least) for start in range(0, len(t), 1000))
+    pairs = [(int(there[a]), int(there[b]), round(float(r), 4)) for part in found for a, b, r in zip(*part)]
+    pairs = [p for p in pairs if p[2] >= least and digests[p[0]] != digests[p[1]]]
+    return sorted(pairs, key=lambda p: (-p[2], p))[:MOST_PAIRS]
 
 
-def _within(hashes, bits):
-    code = np.array([np.frombuffer(bytes.fromhex(h), np.uint8) for h in hashes]).reshape(-1, 8)
-    b = torch.from_numpy(np.unpackbits(code, 1)).float() * 2 - 1  # (N, 64), -1 or 1
-    for start in range(0, len(b), 1000):
-        alike = (b[start : start + 1000] @ b.T) >= 64 - 2 * bits
-        for i, j in torch.nonzero(alike.triu(start + 1)).tolist():
-            yield start + i, j
+def _within(t, start, least):
+    r = t[start : start + 1000] @ t.T
+    i, j = torch.nonzero((r >= least - 1e-4).triu(start + 1), as_tuple=True)
+    most = r[i, j].topk(min(len(i), MOST_PAIRS)).indices  # of a film, all frames are alike
+    i, j = i[most], j[most]
+    return (i + start).tolist(), j.tolist(), r[i, j].tolist()
 
 
 def findings(frame: pd.DataFrame, files: Files) -> dict[str, Any]:
     """What a person should know before training, as plain data; positions are those of the frame.
 
     n, ratio: pictures per class that can be read, and largest over smallest. unreadable: [path, reason]. duplicates:
-    lists of positions with the same bytes; conflicts: those of them under several labels. near: pairs of positions.
+    lists of positions with the same bytes; conflicts: those of them under several labels. near: see `near_pairs`.
     odd: positions whose sides are four times larger or smaller than the median, or whose sides differ by more than 3.
     """
     good = frame["error"] == ""

@@ -20,6 +20,12 @@ SIMPLICITY = [
 ]  # of readings, the simplest first
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A trial's CSV file as it was written: texts stay texts, an empty field is ''."""
+    texts = {k: str for k in ("path", "label", "part", "digest", "hash", "mode", "error")}
+    return pd.read_csv(path, keep_default_na=False, dtype=texts, encoding_errors="surrogateescape")
+
+
 class Runs:
     """All finished runs of a trial's folder: scores, split, costs."""
 
@@ -30,9 +36,7 @@ class Runs:
         self.trial = json.loads((out / "trial.json").read_text())
         self.look = json.loads((out / "look.json").read_text())
         self.plan = json.loads((out / "plan.json").read_text())
-        texts = dict(keep_default_na=False, dtype={"label": str}, encoding_errors="surrogateescape")
-        self.split = pd.read_csv(out / "split.csv", **texts)
-        self.files = pd.read_csv(out / "files.csv", **texts)
+        self.split, self.files = read_table(out / "split.csv"), read_table(out / "files.csv")
         self.classes = self.look["classes"]
         costs = None if self.trial["costs"] == "None" else self.trial["costs"]
         self.costs = Costs.read(costs, self.classes)
@@ -108,7 +112,7 @@ def result(out: Path) -> dict[str, Any]:
         first_confusion=by_group[FIRST]["test"].sum(0).tolist(),
         frequencies=_frequencies(by_group[chosen]["test"].sum(0)),
         calibration=_calibration(runs, run), mistakes=_mistakes(runs, run, readings[chosen][shown]["test"]),
-        near=[[str(runs.files["path"][k]) for k in pair] for pair in runs.look["near"][:6]],
+        near=_near(runs),
         random=_random(runs), curve=_curve(runs, by_group, chosen), look=runs.look, plan=runs.plan, trial=runs.trial,
     )  # fmt: skip
 
@@ -178,6 +182,13 @@ def _mistakes(runs, run, decided, most=12):
     paths = runs.split["path"].to_numpy()[runs.split["part"] == "test"]
     return [dict(path=str(paths[k]), true=runs.classes[y[k]], decided=runs.classes[decided[k]], p=float(sure[k]))
             for k in worst]  # fmt: skip
+
+
+def _near(runs):
+    """Pairs that look alike: how many of them lie in two parts of the split; the paths and similarity of the first."""
+    part, paths = dict(zip(runs.split["path"], runs.split["part"])), runs.files["path"]
+    pairs = [[str(paths[i]), str(paths[j]), r] for i, j, r in runs.look["near"]]
+    return dict(apart=sum(part[a] != part[b] for a, b, _ in pairs), first=pairs[:6])
 
 
 def _random(runs):

@@ -11,6 +11,7 @@ import numpy as np
 
 from imbook import __version__
 from imbook.yours import measure
+from imbook.yours.look import ALIKE
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2126; --back: #fff; --line: #d5d9de; --soft: #f3f5f7; --mark: #a8531f; }
@@ -25,6 +26,7 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .box { background: var(--soft); border-left: 4px solid var(--mark); padding: .6rem 1rem; }
 pre { background: var(--soft); padding: .6rem; white-space: pre-wrap; } figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; opacity: .85; }
+@media (max-width: 42rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 42rem; } }
 """
 
 def write(out: Path) -> Path:
@@ -103,38 +105,26 @@ def _looked(found):
         f"{len(look['unreadable'])} files cannot be read and are left out, {len(look['left_out'])} are no pictures of "
         f"a class, {len(look['odd'])} have odd sizes.",
         f"{len(look['duplicates'])} sets of exact duplicates (kept on one side of the split), {len(look['conflicts'])} "
-        f"of them under several labels; {len(look['near'])} pairs that look alike: check some.",
+        f"of them under several labels.",
+        f"{len(look['near'])} pairs of pictures look alike (similarity from {ALIKE}), {found['near']['apart']} of them "
+        "lie in two parts of the split. If they show one thing, give them one group (--groups), or remove one.",
     ]
+    if len(look["near"]) > 0.05 * look["looked"]:
+        lines.append("So many pairs say little: these pictures are too simple, or too small, for this test.")
     bad = "".join(f"<li>{escape(path)}: {escape(why)}</li>" for path, why in look["unreadable"][:10])
     text = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<h2>What lies in the folder</h2><ul>{text}</ul><ul>{bad}</ul>{_samples(found)}{_alike(found)}"
+    return f"<h2>What lies in the folder</h2><ul>{text}</ul><ul>{bad}</ul>{_page(found)}"
 
 
-def _alike(found):
-    """Pairs that look alike, side by side; empty where there are none."""
+def _page(found):
     from imbook.yours import figures
 
-    if not found["near"]:
-        return ""
-    paths = [path for pair in found["near"] for path in pair]
-    titles = [f"pair {k // 2 + 1}\n{Path(path).parent.name}" for k, path in enumerate(paths)]
-    caption = "Pairs with nearly the same perceptual hash. Are they one picture? Then give --groups, or remove one."
-    return _figure(_png(figures.sheet(found["root"], paths, titles)), "Pairs of pictures that look alike", caption)
-
-
-def _samples(found):
-    """Six training pictures of each class, at most eight classes."""
-    import pandas as pd
-
-    from imbook.yours import figures
-
-    split = pd.read_csv(Path(found["out"]) / "split.csv", keep_default_na=False, encoding_errors="surrogateescape",
-                        dtype={"label": str})  # fmt: skip
-    some = split[(split["part"] == "train") & split["label"].isin(found["classes"][:8])]
-    some = some.groupby("label", sort=False).head(6)
-    sheets = figures.sheet(found["root"], some["path"], some["label"])
-    alt = "Sample pictures of the classes " + ", ".join(found["classes"][:8])
-    return _figure(_png(sheets), alt, "Training pictures, the first of each class.")
+    drawn = figures.findings(found["root"], measure.read_table(Path(found["out"]) / "files.csv"), found["look"])
+    alt = "Pictures per class, widths and heights, samples of the classes, and the pairs that look most alike"
+    below = "" if not found["near"]["first"] else " Look-alikes: " + "; ".join(
+        f"{a} and {b}" for a, b, _ in found["near"]["first"]
+    ) + "."  # fmt: skip
+    return _figure(_png(drawn), alt, f"Samples come evenly from the files of each class.{below}")
 
 
 def _split(found):
@@ -179,7 +169,7 @@ def _table(found):
         "validation data, then the decision of least expected cost."
     )
     recall = _rows(["recall", *found["classes"]], [[r["name"], *(_with(v) for v in r["recall"])] for r in rows], at)
-    drawn = _drawn(figures.costs, found, "Test cost of every row with its interval; the chosen row in colour")
+    drawn = _drawn(figures.dots, found, "Test cost of every row with its interval; the chosen row in colour")
     return f"<h2>Rows</h2>{_rows(header, lines, at)}<p>{note}</p>{drawn}{recall}"
 
 

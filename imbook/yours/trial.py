@@ -105,10 +105,9 @@ def _prepared(options, files):
     show, table = sys.stderr.isatty(), options.out / "files.csv"
     if not table.exists():
         frame = look.examine(files, options.budget / 4, show)
-        write(table, frame.to_csv(index=False).encode("utf-8", "surrogateescape"))
-    kept = dict(keep_default_na=False, dtype={k: str for k in ("label", "digest", "hash", "mode", "error")})
-    frame = pd.read_csv(table, **kept, encoding_errors="surrogateescape")
-    found = _stored(options.out / "look.json", lambda: look.findings(frame, files))
+        write(options.out / "look.json", json.dumps(look.findings(frame, files), indent=1).encode())
+        write(table, frame.drop(columns="thumbnail").to_csv(index=False).encode("utf-8", "surrogateescape"))
+    frame, found = measure.read_table(table), json.loads((options.out / "look.json").read_text())
     good = (frame["error"] == "").to_numpy()
     groups = split.merge(files.groups, found["duplicates"], len(files.paths))[good]
     for path, why in found["unreadable"]:
