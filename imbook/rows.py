@@ -142,7 +142,8 @@ class Row:
         split, protocol = _changed(self.split), _changed(self.protocol)
         del protocol["name"]
         used = {k: seeds[k] for k in ("order", "draw") if getattr(self.split, k) == "seed"} | {"train": seeds["train"]}
-        plain: dict[str, Any] = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper, seeds=used)
+        plain: dict[str, Any] = dict(split=split, net=self.net, protocol=protocol, method=self.method, hyper=self.hyper)
+        plain["seeds"] = used
         if self.instrument:
             plain["instrument"] = self.instrument
         if self.adjusted:

@@ -16,6 +16,7 @@ from imbook.methods import (
     BalancedSoftmax,
     CrossEntropy,
     Focal,
+    LabelSmoothing,
     LogitAdjusted,
     OverSampling,
     Weighted,
@@ -63,14 +64,22 @@ def by_hand(name, method, logits, y):
             z[c] = z[c] - 0.5 * margins[c] / max(margins)
             z = [30.0 * v for v in z]
         p = torch.exp(z[c]) / sum(torch.exp(v) for v in z)
+        if name == "label smoothing":
+            targets = [0.3 / 4 + 0.7 * (k == c) for k in range(4)]
+            total = total - sum(t * (v - torch.logsumexp(row, 0)) for t, v in zip(targets, z))
+            continue
         inverse = [1 / k for k in n]
         effective = [(1 - 0.99) / (1 - 0.99**k) for k in n]
         weight = {
             "inverse": inverse[c] / (sum(inverse) / 4),
             "effective": effective[c] / (sum(effective) / 4),
             "focal": (1 - p) ** 1.5,
+            "focal, alpha": inverse[c] / (sum(inverse) / 4) * (1 - p) ** 1.5,
+            "both corrections": inverse[c] / (sum(inverse) / 4),
         }.get(name, 1.0)
         total = total - weight * torch.log(p)
+    if name == "both corrections":  # divided by the batch's weights, as torch's own
+        return total / sum(1 / n[c] / (sum(1 / k for k in n) / 4) for c in y.tolist())
     return total / len(y)
 
 
@@ -79,6 +88,9 @@ CASES = {
     "inverse": lambda: weighted(scheme="inverse"),
     "effective": lambda: weighted(scheme="effective", beta=0.99),
     "focal": lambda: Focal(N, gamma=1.5),
+    "focal, alpha": lambda: Focal(N, gamma=1.5, alpha="inverse"),
+    "label smoothing": lambda: LabelSmoothing(N, epsilon=0.3),
+    "both corrections": lambda: OverSampling(N, weighted=True),
     "balanced softmax": lambda: BalancedSoftmax(N, tau=0.7),
     "logit adjustment": lambda: LogitAdjusted(N, tau=0.7),
     "cdt": lambda: CDT(N, gamma=0.7),
@@ -292,7 +304,9 @@ def test_over_sampling_in_training():
 
 
 @pytest.mark.parametrize("n", [(24, 12, 6), (23, 12, 6), (24, 12, 0), (3, 2, 1)])
-@pytest.mark.parametrize("settings", [{}, {"start": 2}, {"whole": True}, {"whole": True, "start": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"start": 2}, {"whole": True}, {"whole": True, "start": 1}, {"power": 0.5}], ids=str
+)
 def test_over_sampling_says_how_many_images_an_epoch_visits(settings, n):
     images, seen = toys.images([max(k, 1) for k in n]), []
     there = [i for i, c in enumerate(images.y.tolist()) if n[c]]  # a class without images stays one
@@ -303,6 +317,43 @@ def test_over_sampling_says_how_many_images_an_epoch_visits(settings, n):
     fit(toys.net(), method, train, protocol=protocol, tick=lambda done, row: seen.append(len(train.order)))
     assert [method.visits(train.n, epoch) for epoch in range(3)] == seen
     assert len(set(seen)) == 1 or "start" in settings
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0])
+def test_power_goes_from_the_data_s_own_frequencies_to_equal_ones(power):
+    n = torch.tensor([64, 16, 4])
+    visits, share = OverSampling(n, power=power).per_class(n), [k ** (1 - power) for k in (64, 16, 4)]
+    expected = [round(84 * s / sum(share)) for s in share]
+    assert visits == (28 if power == 1 else expected)
+    assert power or visits == n.tolist()
+    y = torch.arange(3).repeat_interleave(n)
+    assert data.counts(y[over_sample(y, visits)]).tolist() == ([28] * 3 if power == 1 else expected)
+
+
+def test_both_corrections_train_on_balanced_draws_with_weights():
+    train, orders = data.Batches(toys.images((24, 12, 6)), batch=8, seed=0), []
+    method = OverSampling(train.n, weighted=True)
+    fit(toys.net(), method, train, protocol=Protocol("p", 2, batch=8, lr=0.01),
+        tick=lambda done, row: orders.append(train.order))  # fmt: skip
+    assert all(data.counts(train.y[o]).tolist() == [14, 14, 14] for o in orders)
+    assert torch.equal(method.w, inverse_frequency(train.n))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: OverSampling(N, power=1.5), "power 1.5"),
+        (lambda: OverSampling(N, whole=True, power=0.5), "1 where whole is True"),
+        (lambda: OverSampling(weighted=True), "needs the class counts n"),
+        (lambda: LabelSmoothing(N, epsilon=1.0), "epsilon 1.0"),
+        (lambda: Focal(N, alpha="effective"), "alpha 'effective'"),
+        (lambda: Focal(alpha="inverse"), "together with the class counts n"),
+        (lambda: Focal(torch.tensor([3, 0]), alpha="inverse"), "a class without images has no weight"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_other_methods_visit_each_image_once():

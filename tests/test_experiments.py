@@ -10,7 +10,7 @@ import pytest
 import torch
 import toys
 
-from imbook import data, experiments, records, results, verdicts
+from imbook import data, experiments, metrics, records, results, verdicts
 from imbook.experiments import make, run, steps
 from imbook.methods import METHODS
 from imbook.rows import NETS, Row, Split, Table
@@ -362,6 +362,34 @@ def test_a_record_holds_an_evaluation_of_each_reading(record, tmp_path):
         with pytest.raises(Stop) if tick else nullcontext():
             again = run(replace(ROW, method="CNNCL"), SEEDS, checkpoint=tmp_path / "c", tick=tick)
     assert again["readings"] == read["readings"]
+
+
+def test_logits_are_also_adjusted_on_top_of_any_method():
+    """From the same training: its own results, and those with tau log n_c / N taken off, on both sets."""
+    plain = replace(ROW, method="Mixup", split=replace(ROW.split, valid=5))
+    also = replace(plain, adjusted=(0.5, 1))
+    assert len({plain.key(SEEDS), also.key(SEEDS), replace(plain, adjusted=(1.0,)).key(SEEDS)}) == 3
+    assert also.key(SEEDS) == replace(plain, adjusted=(0.5, 1.0)).key(SEEDS)
+    record = run(also, SEEDS)
+    assert run(plain, SEEDS)["confusion"] == record["confusion"] and record["adjusted"] == [0.5, 1.0]
+    net, method, train, valid, test = make(plain, SEEDS)
+    fit(net, method, train, valid, test, protocol=plain.protocol, seed=SEEDS["train"])
+    for tau in (0.5, 1.0):
+        reading = record["readings"][f"adjusted, tau {tau:g}"]
+        for batches, found in ((test, None), (valid, reading["valid"])):
+            scores, y = evaluate(net, batches, method)
+            matrix = metrics.confusion(scores - tau * (train.n / train.n.sum()).log(), y)
+            if found is None:
+                assert matrix.tolist() == reading["confusion"][0] != record["confusion"][0]
+            else:
+                assert found == pytest.approx(metrics.recall(matrix).tolist(), abs=1e-5)
+
+
+def test_each_reading_of_other_last_layers_is_judged_on_both_sets():
+    record = run(replace(ROW, method="Afterwards", split=replace(ROW.split, valid=5)), SEEDS)
+    assert len(record["readings"]) == 25
+    assert all(set(r) == {"metrics", "confusion", "auprc", "valid"} for r in record["readings"].values())
+    assert json.loads(json.dumps(record)) == record
 
 
 def test_a_record_names_the_commit_that_was_loaded(monkeypatch):

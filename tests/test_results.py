@@ -85,6 +85,36 @@ def test_a_reading_stands_for_the_prediction_of_the_same_run(table):
     assert once["label"].tolist() == ["network"] and len(results.one_each(results.frame(shown, records={}))) == 0
 
 
+def test_a_reading_has_the_validation_accuracy_of_its_own(table):
+    """And none where none was measured of it: that of the network's own prediction is another number."""
+    shown, made = read(table, (("network", None), ("neighbours", "knn")))
+    (record,) = made.values()
+    record["curve"][-1]["valid"] = [0.25, 0.75]
+    runs = results.frame(shown, records=made).set_index("label")
+    assert runs["valid"]["network"] == 50 and runs.loc["neighbours", ["train", "valid"]].isna().all()
+    record["readings"]["knn"]["valid"] = [0.75, 1.0]
+    assert results.frame(shown, records=made).set_index("label")["valid"].to_dict() == pytest.approx(
+        {"network": 50, "neighbours": 87.5}
+    )
+
+
+def test_the_best_of_some_rows_may_be_a_reading(table):
+    labels = (("network", None), ("one", "one"), ("two", "two"), ("three", "three"))
+    row, run = table.rows[0], table.seeds[0]
+    valid = {"one": [0.5, 0.7], "two": [0.9, 0.9], "three": [0.9, 0.9]}
+    plain = {"metrics": {"accuracy": 0.1}, "confusion": [[[3, 0], [0, 3]]]}
+    readings = {k: {**plain, "valid": v} for k, v in valid.items()}
+    shown = Table("read", tuple(replace(row, label=label, reading=reading) for label, reading in labels), (run,))
+    made = {row.key(run): toys.record(row, run, readings=readings)}
+    assert results.best(shown, ["one", "two", "three"], records=made) == "two"
+    assert results.best(shown, ["three", "two"], records=made) == "three"
+    assert results.best(shown, ["one"], records={}) is None
+    with pytest.raises(ValueError, match="has no row four"):
+        results.best(shown, ["one", "four"], records=made)
+    with pytest.raises(ValueError, match="network: no validation images"):
+        results.best(shown, ["network", "one"], records=made)
+
+
 def test_a_run_that_is_shown_twice_counts_once_in_the_provenance(table, monkeypatch):
     shown, made = read(table, (("network", None), ("neighbours", "knn")))
     monkeypatch.setattr(results, "load", lambda: made)

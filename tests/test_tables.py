@@ -12,10 +12,11 @@ import torch
 import toys
 
 from imbook import data, experiments, records, tables
-from imbook.tables import CHAPTERS, MILLISECONDS, QUEUE, TABLES, check_name
+from imbook.tables import CHAPTERS, MILLISECONDS, QUEUE, TABLES, check_name, rivals
 from imbook.tables.mfw import mfw_claims
 from imbook.tables.side_by_side import common_claims
 from imbook.workers import Request, missing
+from tools import choose
 
 SEEDS = dict(order=0, draw=1, train=2)
 ROWS = {(name, row.label): row for name, table in TABLES.items() for row in table.rows}
@@ -70,6 +71,51 @@ def test_a_name_that_is_not_there_gets_the_nearest():
     assert "'fashio-seeds': did you mean fashion-seeds" in str(error.value) and len(str(error.value)) < 200
     with pytest.raises(ValueError, match="no table is named '§': `python -m imbook list` names all"):
         check_name("§", TABLES)
+
+
+# The rivals
+
+
+@pytest.mark.parametrize("epochs", [20, 60])
+def test_every_family_has_as_many_settings_and_its_untuned_one_first(epochs):
+    protocol = replace(rivals.SMALL_ONCE, epochs=epochs)
+    families = rivals.settings(protocol)
+    assert {len(made) for family, made in families.items() if family != "moved thresholds"} == {8}
+    untuned = {family: made[0][1:3] for family, made in families.items()}
+    assert untuned["over-sampling"] == ("OverSampling", {"start": 0})
+    assert untuned["class weights"][1] == {"scheme": "inverse", "start": 0, "reduction": "weights"}
+    assert untuned["DOS"][1] | {"start": epochs * 2 // 5, "every": epochs // 5} == untuned["DOS"][1]
+    late = {s[2]["start"] for s in families["class weights"]}
+    assert late == {0, epochs * 4 // 5}
+
+
+def test_the_settings_are_those_that_the_validation_images_choose():
+    assert choose.chosen(records.load()) == rivals.CHOICE
+
+
+@pytest.fixture
+def some_choice():
+    """Of each family its last setting."""
+    return {family: rivals.labels(family)[-1] for family in rivals.settings(rivals.SMALL_ONCE)}
+
+
+def test_a_final_table_holds_each_family_tuned_and_untuned(some_choice):
+    declared = rivals.finals(rivals.SETS["fashion-lt"][1], "lenet", rivals.SMALL_ONCE, some_choice)
+    rows = {row.label: row for row in declared}
+    families = rivals.settings(rivals.SMALL_ONCE)
+    for family, made in families.items():
+        for label, setting in ((family, made[-1]), (f"{family}, untuned", made[0])):
+            if label in rows:
+                row = rows[label]
+                assert (row.method, row.reading) == (setting[1], setting[3]) and setting[2].items() <= row.hyper.items()
+        assert family in rows and (f"{family}, untuned" in rows) == (len(made) > 1)
+    for family in rivals.ON_TOP:  # one training gives both
+        on_top = rows[f"{family} + adjusted logits"]
+        assert on_top.reading == "adjusted, tau 1" and on_top.key(SEEDS) == rows[family].key(SEEDS)
+    assert rows["class weights and over-sampling"].hyper == {"weighted": True}
+    trained = {row.key(SEEDS) for row in rows.values()}
+    afterwards = [row for row in rows.values() if row.method == "Afterwards"]
+    assert len({row.key(SEEDS) for row in afterwards}) == 1 and len(trained) < len(rows) - len(afterwards)
 
 
 # The queue

@@ -113,7 +113,7 @@ class Afterwards(CrossEntropy):
             raise ValueError("thresholds are moved on held-out images: pass valid=Batches(...)")
         name = classifier(net)
         layer = net.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
             raise ValueError(f"the classifier {name!r} is {layer}: other last layers are for a plain nn.Linear")
         weight, bias = layer.weight, layer.bias if layer.bias is not None else torch.zeros_like(layer.weight[:, 0])
         prior, z = self.prior.to(weight), wide(embed(net, train))

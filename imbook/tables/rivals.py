@@ -1,4 +1,4 @@
-"""Chapter 03, the rivals: simple methods, eight settings each, the one chosen on validation images, and what it reaches.
+"""Chapter 03, the rivals: simple methods, eight settings each, one chosen on validation images, and what it reaches.
 
 The four methods of the book are tuned here by the same rule and with the same number of settings, for chapter 08.
 """

@@ -1,0 +1,134 @@
+"""Other last layers for a trained network: each against its formula, and where it must change nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import toys
+from torch import nn
+
+from imbook import data, metrics, nets
+from imbook.methods import Afterwards, CrossEntropy, LogitAdjusted
+from imbook.methods.afterwards import (
+    EPOCHS,
+    RATES,
+    TAUS,
+    LastLayer,
+    adjusted,
+    moved_thresholds,
+    retrained,
+    tau_normalised,
+)
+from imbook.train import Protocol, evaluate, fit
+
+N = (60, 24, 8)
+RUN = Protocol("run", epochs=3, batch=16, lr=0.01, watch=3)
+
+
+def sets():
+    return data.Batches(toys.images(N), batch=16, seed=0), data.Batches(toys.images((10, 10, 10), seed=1))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Afterwards on a toy: network, method, the two sets."""
+    net, (train, valid) = toys.net(), sets()
+    method = Afterwards(train.n)
+    fit(net, method, train, valid, protocol=RUN)
+    return net, method, train, valid
+
+
+def features(g, n=(200, 40, 10)):
+    """Three clouds of features that overlap: (N, 4), (N,)."""
+    y = torch.arange(3).repeat_interleave(torch.tensor(n))
+    return torch.randn(len(y), 4, generator=g) + 1.5 * F.one_hot(y, 4), y
+
+
+def test_tau_normalisation_by_hand():
+    w = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 2.0]])
+    for c, length in enumerate((5.0, 1.0, 2.0)):
+        assert torch.allclose(tau_normalised(w, 0.5)[c], w[c] / length**0.5)
+    assert torch.equal(tau_normalised(w, 0.0), w) and torch.allclose(tau_normalised(w).norm(dim=1), torch.ones(3))
+    assert tau_normalised(torch.zeros(1, 2)).isfinite().all()
+
+
+def test_a_last_layer_with_the_network_s_own_weights_changes_nothing(trained):
+    net, _, _, valid = trained
+    own = LastLayer(net.head.weight, net.head.bias)
+    assert torch.allclose(evaluate(net, valid, own)[0], evaluate(net, valid)[0], atol=1e-5)
+
+
+def test_training_is_that_of_cross_entropy(trained):
+    net, plain = trained[0], toys.net()
+    fit(plain, CrossEntropy(), *sets(), protocol=RUN)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values()))
+
+
+def test_there_is_a_reading_for_each_setting(trained):
+    kinds = [name.split(",")[0] for name in trained[1].readings]
+    assert kinds == ["adjusted"] * len(TAUS) + ["normalised"] * len(TAUS) + ["re-trained"] * 8 + ["moved thresholds"]
+    assert len(RATES) * len(EPOCHS) == len(TAUS) == 8
+
+
+def test_adjusted_readings_are_logit_adjustment(trained):
+    net, method, train, valid = trained
+    for tau in (0.5, 1.0, 2.5):
+        scores, _ = evaluate(net, valid, method.readings[f"adjusted, tau {tau:g}"])
+        expected, _ = evaluate(net, valid, LogitAdjusted(train.n, tau))
+        assert torch.allclose(scores, expected, atol=1e-5)
+        assert torch.allclose(adjusted(evaluate(net, valid)[0], train.n.tolist(), tau), expected, atol=1e-6)
+
+
+def test_a_retrained_classifier_learns_the_small_class():
+    """On fixed features: towards the class-balanced optimum, which plain training on these sizes is far from."""
+    z, y = features(torch.Generator().manual_seed(0))
+    far, there = features(torch.Generator().manual_seed(1), (300, 300, 300))
+    torch.manual_seed(0)
+    w, b = retrained(z, y, 3, epochs=20, lr=0.1)
+    found = metrics.recall(metrics.confusion(F.linear(far, w, b), there))
+    plain = nn.Linear(4, 3)
+    optimiser = torch.optim.SGD(plain.parameters(), 1.0)
+    for _ in range(500):
+        optimiser.zero_grad()
+        F.cross_entropy(plain(z), y).backward()
+        optimiser.step()
+    theirs = metrics.recall(metrics.confusion(plain(far), there))
+    assert found[2] > theirs[2] + 0.15 and found.mean() > theirs.mean()
+
+
+def test_retraining_is_decided_by_the_generator_and_leaves_features_alone():
+    z, y = features(torch.Generator().manual_seed(0))
+    before = z.clone()
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(retrained(z, y, 3, epochs=2, lr=0.1))
+    assert torch.equal(made[0][0], made[1][0]) and not torch.equal(made[0][0], made[2][0]) and torch.equal(z, before)
+
+
+def test_moved_thresholds_are_where_the_balanced_loss_is_flat():
+    g = torch.Generator().manual_seed(0)
+    h = 2 * torch.randn(300, 3, generator=g, dtype=torch.float64)
+    y = (h + torch.tensor([0.0, 1.0, -2.0]) + torch.randn(300, 3, generator=g)).argmax(1)
+    b = moved_thresholds(h, y).double().requires_grad_()
+    by_class = [F.cross_entropy((h + b)[y == c], y[y == c]) for c in range(3)]
+    (slope,) = torch.autograd.grad(sum(by_class) / 3, b)
+    assert slope.abs().max() < 1e-3 and abs(b.sum().item()) < 1e-5
+    assert torch.allclose(moved_thresholds(h + torch.tensor([5.0, 0, 0]), y) - b.detach().float(),
+                          torch.tensor([-5.0, 0, 0]) + 5 / 3, atol=0.02)  # fmt: skip
+
+
+def test_thresholds_of_classes_told_apart_without_error_are_finite():
+    h, y = 50 * torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+    assert moved_thresholds(h, y).abs().max() < 1
+    assert moved_thresholds(torch.eye(3)[:2], torch.tensor([0, 1])).isfinite().all(), "a class without images"
+
+
+def test_thresholds_need_held_out_images_and_a_linear_layer():
+    net, (train, valid) = toys.net(), sets()
+    with pytest.raises(ValueError, match="held-out"):
+        fit(net, Afterwards(train.n), train, protocol=RUN)
+    with pytest.raises(ValueError, match="moved on held-out images"):
+        Afterwards(train.n).finish(net, train)
+    nets.replace_classifier(net, nets.CosineHead(64, 3))
+    with pytest.raises(ValueError, match="'head' is CosineHead"):
+        fit(net, Afterwards(train.n), train, valid, protocol=RUN)
