@@ -66,6 +66,23 @@ def strip(runs: pd.DataFrame, metric: str = "balanced_accuracy", ax: Axes | None
     return ax
 
 
+def differences(compared: pd.DataFrame, ax: Axes | None = None, unit: str = "points of balanced accuracy") -> Axes:
+    """Paired differences with their intervals: a dot and a bar per row, a line at 0, the first row on top.
+
+    compared: difference, low and high (see `imbook.verdicts.compare`), the rows' names in the index. unit: of the axis.
+    The dot is full where the interval excludes 0, else empty. Rows without a number are left empty.
+    """
+    ax = _axes(ax, height=0.8 + 0.28 * len(compared))
+    for row, (difference, low, high) in enumerate(compared[["difference", "low", "high"]].to_numpy(dtype=float)):
+        found = low > 0 or high < 0
+        ax.plot([low, high], [row, row], color="black", linewidth=1.6)
+        ax.plot(difference, row, "o", color="black", markerfacecolor="black" if found else "white", markersize=6)
+    ax.axvline(0, color="grey", linewidth=1)
+    ax.set(xlabel=f"difference, {unit}", ylim=(len(compared) - 0.5, -0.5))
+    ax.set_yticks(range(len(compared)), compared.index)
+    return ax
+
+
 def recall_by_size(runs: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard error.
 

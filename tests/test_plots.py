@@ -56,6 +56,21 @@ def test_class_sizes():
     assert plots.class_sizes(torch.tensor([3, 2]), log=False).get_yscale() == "linear"
 
 
+def test_differences():
+    compared = pd.DataFrame(
+        {"difference": [2.0, -1.0, 0.5, np.nan], "low": [1.0, -2.0, -0.5, np.nan], "high": [3.0, -0.2, 1.5, np.nan]},
+        index=["better", "worse", "open", "pending"],
+    )
+    ax = plots.differences(compared)
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(compared.index) and ax.yaxis_inverted()
+    bars, dots = ax.lines[:-1:2], ax.lines[1:-1:2]
+    for row, (low, high) in enumerate(compared[["low", "high"]].to_numpy()[:3]):
+        assert list(bars[row].get_xdata()) == [low, high] and list(bars[row].get_ydata()) == [row, row]
+        assert list(dots[row].get_xdata()) == [compared["difference"].iloc[row]]
+    assert [d.get_markerfacecolor() for d in dots[:3]] == ["black", "black", "white"], "full: the interval excludes 0"
+    assert list(ax.lines[-1].get_xdata()) == [0, 0] and ax.get_xlabel() == "difference, points of balanced accuracy"
+
+
 def test_strip(runs):
     _, ax = plt.subplots()
     assert plots.strip(runs, ax=ax) is ax

@@ -115,7 +115,7 @@ def finals(
     """Cross entropy; each family as it was chosen; logits adjusted on top of some of them.
 
     choice: {family: label in the grids}; under a protocol with other epochs the setting at its place. families: which
-    of them, default all. untuned: also each family's first setting, and class weights together with over-sampling.
+    of them, default all. untuned: also each family's first setting, and two pairs of corrections that undo the imbalance twice.
     """
     rows, made = [Row(CE[0], split, net, protocol, "Afterwards")], settings(protocol)
 
@@ -131,6 +131,7 @@ def finals(
             add(f"{family}, untuned", made[family][0])
     if untuned:
         add("class weights and over-sampling", ("", "OverSampling", {"weighted": True}, None))
+        add("balanced softmax, and adjusted after", made["balanced softmax"][0], "adjusted, tau 1")
     for family in ON_TOP:
         if family in best:
             add(f"{family} + adjusted logits", best[family], "adjusted, tau 1")
