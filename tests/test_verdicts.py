@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import toys
+from statsmodels.stats import multitest
 
 from imbook import records, results, verdicts
 from imbook.methods import METHODS
@@ -198,7 +199,6 @@ def test_the_interval_beside_a_verdict_is_scipy_s():
 
 def test_p_values_are_those_of_scipy_and_statsmodels():
     """Signed-rank and Holm, on many random sets of runs, ties and zeros among them."""
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
     for seed in range(20):
         rng = np.random.default_rng(seed)
         base = rng.normal(50, 1, 9)
