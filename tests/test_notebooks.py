@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from difflib import SequenceMatcher
 from itertools import combinations
 from pathlib import Path
 
+import forked
 import method_cards
 import nbformat
 import pytest
@@ -98,13 +98,19 @@ def test_no_cell_ends_in_a_semicolon(path):
 
 
 @each
+def test_shown_code_fits_its_box(path):
+    """A line of code cells and solutions has 85 characters at most: the width of a code box, on screen and in print."""
+    long = [line for source in [source for source, _ in cells(path, "code")] + solutions(path)
+            for line in source.splitlines() if len(line) > 85]  # fmt: skip
+    assert not long
+
+
+@each
 def test_solutions_run_by_themselves(path, tmp_path):
-    environment = {**os.environ, "MPLBACKEND": "agg", "IMBOOK_TRAIN": "0"}
     for source in solutions(path):
         assert "assert " in source, f"a solution says in an assertion what it found:\n{source}"
-        command = [sys.executable, "-c", source]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert not run.returncode, f"{run.stderr}\nin\n{source}"
+        status, printed = forked.python(source, tmp_path, IMBOOK_TRAIN="0")
+        assert status == 0, f"{printed}\nin\n{source}"
 
 
 def functions(path):

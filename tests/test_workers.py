@@ -1,7 +1,6 @@
 """The queue: what is missing, shares of it, budgets, failures, and processes that are killed at any moment."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import re
@@ -12,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
+from forked import process as fork
 
 import imbook.__main__ as command
 from imbook import records, workers
@@ -246,16 +246,10 @@ def test_the_service_of_a_gpu_is_found_where_its_pipe_is(tmp_path, monkeypatch):
 
 # Several processes
 
-FORKED = multiprocessing.get_context("forkserver")  # all modules are imported once, for all processes of these tests
-FORKED.set_forkserver_preload(["warm"])
-
-
 def start(tmp_path, *arguments, pids=None, **settings):
     """`python -m imbook ARGUMENTS` in a process of its own."""
     log = tmp_path / f"log-{time.monotonic_ns()}"
-    process = FORKED.Process(
-        target=toys.run_queue, args=(list(arguments), tmp_path / "shipped", settings, log, pids)
-    )
+    process = fork(toys.run_queue, (list(arguments), tmp_path / "shipped", settings, log, pids))
     process.start()
     process.printed = lambda: log.read_text()
     return process
