@@ -1,6 +1,8 @@
 """The built pages, read as files: complete, linked, self-contained. `make book` comes first."""
 
 import ast
+import copy
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,7 +20,18 @@ CHAPTERS = [TOC["root"]] + [
 ]
 PAGES = [p for p in sorted(HTML.rglob("*.html")) if "_static" not in p.parts and p.name != "index.html"]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-SOUP = {page: BeautifulSoup(page.read_text(), "html.parser") for page in PAGES}
+
+
+@functools.cache
+def soup(page):
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+@functools.cache
+def anchors(page):
+    """What a link can lead to on a page."""
+    tags = " ".join(re.findall(r"<[^>]+>", page.read_text(encoding="utf-8")))
+    return set(re.findall(r'\s(?:id|name)="([^"]+)"', tags))
 
 
 def test_every_page_of_the_contents_is_built():
@@ -43,31 +56,31 @@ def target(page, href):
 
 @each
 def test_internal_links_and_anchors(page):
-    for a in SOUP[page].select("a[href]"):
+    for a in soup(page).select("a[href]"):
         if (found := target(page, a["href"])) is None:
             continue
         path, anchor = found
         assert path.is_file(), f"{a['href']} leads nowhere"
-        if anchor and path in SOUP:
-            assert SOUP[path].find(id=anchor) or SOUP[path].find(attrs={"name": anchor}), f"{a['href']}: no such anchor"
+        if anchor and path in PAGES:
+            assert anchor in anchors(path), f"{a['href']}: no such anchor"
 
 
 @each
 def test_one_header_and_one_search_box(page):
-    soup = SOUP[page]
-    assert len(soup.select(".bd-header-article")) == 1
-    assert not soup.select_one("header.bd-header").get_text(strip=True), "a second bar above the book's own"
-    assert len(soup.select("form.bd-search")) == (2 if page.stem == "search" else 1)
+    found = soup(page)
+    assert len(found.select(".bd-header-article")) == 1
+    assert not found.select_one("header.bd-header").get_text(strip=True), "a second bar above the book's own"
+    assert len(found.select("form.bd-search")) == (2 if page.stem == "search" else 1)
 
 
 @each
 def test_nothing_comes_from_another_host(page):
-    soup = SOUP[page]
-    loaded = [e["src"] for e in soup.select("[src]")] + [
-        e["href"] for e in soup.select("link[href]") if "canonical" not in e.get("rel", [])
+    found = soup(page)
+    loaded = [e["src"] for e in found.select("[src]")] + [
+        e["href"] for e in found.select("link[href]") if "canonical" not in e.get("rel", [])
     ]
     assert not [url for url in loaded if re.match(r"(https?:)?//", url)]
-    inline = "".join(e.get_text() for e in soup.select("script, style"))
+    inline = "".join(e.get_text() for e in found.select("script, style"))
     assert not re.findall(r"https?://[^\s\"']+\.(?:js|css)", inline)
 
 
@@ -78,7 +91,7 @@ def test_no_style_sheet_loads_from_another_host():
 
 @each
 def test_images_exist_and_say_what_is_seen(page):
-    for image in SOUP[page].select("img"):
+    for image in soup(page).select("img"):
         assert (page.parent / unquote(image["src"])).is_file(), image
         alt = image.get("alt", "")
         assert alt and not alt.endswith((".png", ".svg")), f"no alternative text: {image}"
@@ -86,7 +99,7 @@ def test_images_exist_and_say_what_is_seen(page):
 
 @each
 def test_no_error_and_no_raw_markup(page):
-    article = SOUP[page].select_one("article") or SOUP[page]
+    article = copy.copy(soup(page).select_one("article") or soup(page))
     assert not article.select(".output.traceback, .system-message, .problematic")
     for e in article.select("pre, code, script"):
         e.extract()
@@ -95,16 +108,21 @@ def test_no_error_and_no_raw_markup(page):
 
 
 def test_the_reference_has_every_public_name():
-    """Each function and class with its signature and a link to its source; nothing twice."""
-    anchors = Counter(dt["id"] for page in PAGES if page.parent.name == "api" for dt in SOUP[page].select("dt.sig[id]"))
-    assert not [name for name, times in anchors.items() if times > 1]
+    """Each function and class with its signature and a link to its source, each explained constant; nothing twice."""
+    found = Counter(dt["id"] for page in PAGES if page.parent.name == "api" for dt in soup(page).select("dt.sig[id]"))
+    assert not [name for name, times in found.items() if times > 1]
     missing = []
+    shown = set(re.findall(r"automodule:: ([\w.]+)", "".join(p.read_text() for p in ROOT.glob("book/api/*.md"))))
     for path in sorted(ROOT.glob("imbook/**/*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module in shown:  # constants with a comment '#:'
+            names = re.findall(r"^#: .*\n([A-Z][A-Z_0-9]*)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+            missing += [f"{module}.{name}" for name in names if f"{module}.{name}" not in found]
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 names = {f"{module}.{node.name}", f"imbook.data.{node.name}"}
-                missing += [f"{module}.{node.name}"] * (not names & anchors.keys())
+                missing += [f"{module}.{node.name}"] * (not names & found.keys())
+    assert {"imbook.data.SOURCES", "imbook.methods.METHODS", "imbook.tables.TABLES"} <= found.keys()
     assert not missing, "no docstring, or no automodule in book/api"
-    sources = [a["href"] for page in PAGES if page.parent.name == "api" for a in SOUP[page].select("dt.sig a[href]")]
+    sources = [a["href"] for page in PAGES if page.parent.name == "api" for a in soup(page).select("dt.sig a[href]")]
     assert sum("_modules/" in href for href in sources) > 300

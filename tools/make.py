@@ -139,7 +139,7 @@ def notebooks():
 def pages():
     """build the book, then test links, anchors and every page in a browser"""
     book()
-    pytest("tests/test_book.py", "tests/test_browser.py")
+    parallel("tests/test_book.py", "tests/test_browser.py", "-m", "not long")
 
 
 def test_long():
@@ -173,7 +173,7 @@ def sphinx():
     finally:
         Path("conf.py").unlink(missing_ok=True)
     call(PYTHON, "tools/finish.py", "_build/html")
-    pytest("tests/test_book.py", "tests/test_browser.py")
+    parallel("tests/test_book.py", "tests/test_browser.py", "-m", "not long")
 
 
 # -- what is made -----------------------------------------------------------------------------------------------------
