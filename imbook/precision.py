@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from imbook.nets import Block
 
+#: The formats of two bytes, {name: torch's dtype}.
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: What a step can compute in: None (as the network is), 'float32', 'tf32' and the names of `HALF`.
 PRECISIONS = (None, "float32", "tf32", *HALF)
 
 

@@ -21,8 +21,10 @@ from typing import Any
 from imbook import __version__
 
 PACKAGE = Path(__file__).parent
+#: The folder of the records that come with the package.
 RECORDS = PACKAGE / "records"
-SCHEMA = 1  # of the records that this package writes; those without the field are of schema 0
+#: Of the records that this package writes; those without the field are of schema 0.
+SCHEMA = 1
 NEEDED = ("key", "dry", "n", "metrics", "confusion", "curve", "method_version", "seconds", "device", "versions", "time")
 
 

@@ -23,7 +23,7 @@ from imbook.methods import METHODS
 from imbook.rows import Row
 from imbook.tables import QUEUE, TABLES, check_name
 
-# With these a run ends and the queue goes on: it diverges, needs too much, or a file of its own is damaged or absent.
+#: With these a run ends and the queue goes on: it diverges, needs too much, or a file of its own is damaged or absent.
 FAILURES = (FloatingPointError, CaptureError, torch.OutOfMemoryError, ValueError, FileNotFoundError)
 
 

@@ -3,6 +3,7 @@
 The docstrings are plain prose: single backticks around names and code, 'name: what it is' for parameters, an indented
 block for code, doctests. Here this becomes reStructuredText: what is no markup is escaped, a name that the pages
 explain becomes a link to it, 'chapter 06' a link to the chapter, and a parameter that is explained is set as code.
+A constant is shown where a comment '#:' explains it.
 """
 
 import functools
@@ -26,8 +27,14 @@ SPANS = re.compile(
 
 @functools.cache
 def constants(module):
-    """The names of a module's constants that a comment '#:' explains."""
-    return {name for _, name in ModuleAnalyzer.for_module(module).find_attr_docs()}
+    """The comments '#:' of a module's constants, {(class, name): lines}; with those that `imbook.data` exports."""
+    found = dict(ModuleAnalyzer.for_module(module).find_attr_docs())
+    if module == "imbook.data":
+        files = sorted(Path(importlib.import_module(module).__file__).parent.glob("[a-z]*.py"))
+        for own in (f"imbook.data.{path.stem}" for path in files):
+            shown = importlib.import_module(module).__all__
+            found |= {key: lines for key, lines in constants(own).items() if key[1] in shown}
+    return found
 
 
 def documented(module, path):
@@ -41,7 +48,7 @@ def documented(module, path):
     if inspect.ismodule(thing):
         return thing.__name__ if thing.__name__ in modules() else None
     if not hasattr(thing, "__qualname__"):  # a constant
-        return f"{module}.{path}" if path in constants(module) else None
+        return f"{module}.{path}" if ("", path) in constants(module) else None
     name, own = thing.__qualname__, (getattr(thing, "__module__", None) or "").split(".")
     if own[0] != "imbook" or not thing.__doc__ or any(part.startswith(("_", "<")) for part in name.split(".")):
         return None
@@ -128,6 +135,8 @@ def parameters(thing):
 def process_docstring(app, what, name, thing, options, lines):
     if what == "module":
         place = name, None
+    elif what == "data":  # a constant has no module of its own, or that of its class
+        place, thing = (name.rsplit(".", 1)[0], None), None
     elif what in ("class", "exception"):
         place = thing.__module__, thing.__qualname__
     elif what in ("method", "property", "attribute"):
@@ -141,6 +150,13 @@ def process_docstring(app, what, name, thing, options, lines):
     lines[:] = render("\n".join(lines), place, parameters(thing))
     if what == "class" and (own := [base for base in thing.__bases__ if base.__module__.split(".")[0] == "imbook"]):
         lines += [prose("Built on " + ", ".join(f"`{base.__name__}`" for base in own) + ".", place), ""]
+
+
+def exported(app):
+    """Tell autodoc of the constants that `imbook.data` exports: it looks for a comment where they are shown."""
+    analyzer = ModuleAnalyzer.for_module("imbook.data")
+    analyzer.find_attr_docs()
+    analyzer.attr_docs.update(constants("imbook.data"))
 
 
 def skip(app, what, name, thing, skip, options):
@@ -169,6 +185,7 @@ def backlinks(app, pagename, template, context, doctree):
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.viewcode")
+    app.connect("builder-inited", exported)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-skip-member", skip)
     app.connect("html-page-context", backlinks)

@@ -35,6 +35,7 @@ class Source:
     std: tuple[float, ...] | None = None
 
 
+#: Where each public set lies and how it is normalised, {name: `Source`}.
 SOURCES = {
     "mnist": Source("MNIST", "MNIST/raw", (0.1307,), (0.3081,)),
     "fashion-mnist": Source("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
@@ -42,7 +43,7 @@ SOURCES = {
     "cifar100": Source("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": Source("SVHN", "svhn"),
 }
-# The official super-class of each class, as the set's files give it in 'coarse_labels'.
+#: The official super-class of each class, as the set's files give it in 'coarse_labels'.
 SUPER_CLASSES = {
     "cifar100": (
         *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
@@ -51,7 +52,7 @@ SUPER_CLASSES = {
         *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
     )
 }
-# torchvision checks the archives of these two sets, not the unpacked files it reads: md5 of the latter.
+#: torchvision checks the archives of these two sets, not the unpacked files it reads: md5 of the latter.
 RAW_MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-# Pillow's modes whose values have one meaning: 8 bits or fewer per channel, and 16 bits of grey.
+#: Pillow's modes whose values have one meaning: 8 bits or fewer per channel, and 16 bits of grey.
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 

@@ -25,6 +25,7 @@ from imbook.methods.features import CNNCL
 from imbook.methods.mfw import MFW
 from imbook.methods.mixup import ManifoldMixup, Mixup, Remix
 
+#: Every method by its class's name, {name: class}.
 METHODS: dict[str, typing.Any] = {name: made for name, made in globals().copy().items() if isinstance(made, type)}
 
 __all__ = ["METHODS", *METHODS]

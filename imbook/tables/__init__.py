@@ -8,7 +8,9 @@ import difflib
 from collections.abc import Collection
 from importlib import import_module
 
+#: The modules of `imbook.tables` that declare tables, in the book's order.
 CHAPTERS = ("foundations", "rivals", "crl", "cdb", "dos", "mfw", "side_by_side")
+#: Every table of the book, {name: `imbook.rows.Table`}.
 TABLES = {}
 for _chapter in CHAPTERS:
     _new = import_module(f"imbook.tables.{_chapter}").TABLES
@@ -16,17 +18,17 @@ for _chapter in CHAPTERS:
         raise ValueError(f"imbook.tables.{_chapter} names a table that another file has: {', '.join(sorted(_twice))}")
     TABLES |= _new
 
-# Milliseconds per training step of ResNet-32 on one H100, five processes together, by batch size: 128 as measured by
-# hand, 32 scaled from it by the ratio of the two alone (2.0 to 3.1). See the book's page on the cost of a step.
+#: Milliseconds per training step of ResNet-32 on one H100, five processes together, by batch size: 128 as measured by
+#: hand, 32 scaled from it by the ratio of the two alone (2.0 to 3.1). See the book's page on the cost of a step.
 MILLISECONDS = {128: 1.65, 32: 1.06}
 
-# Parts of at most eight minutes on such a card, most valuable first: pieces of tables, each (table, which of its sets
-# of seeds, labels of rows, or none for all). What stands in no part is declared, not promised.
 _CDB = ("cross entropy", "CDB, tau 1", "CDB, dynamic tau", "CDB, released tau", "focal")
 _LED = ("cross entropy", "logit adjustment", "MFW", "CRL, class, relative", "CDB, dynamic tau")
 _MORE = ("deferred re-weighting", "over-sampling", "DOS, k = 5")
 _STEP = ("cross entropy", "mixup", "MFW", "CDT", "deferred re-weighting")
 _CRL = ("cross entropy", "CRL, class, relative")
+#: Parts of at most eight minutes on such a card, most valuable first: pieces of tables, each (table, which of its sets
+#: of seeds, labels of rows, or none for all). What stands in no part is declared, not promised.
 QUEUE = {
     "part-1": (("cdb-cifar100-100", (0,), _CDB),),
     "part-2": (("methods-cifar10-lt-100", (0, 1, 2), _LED),),

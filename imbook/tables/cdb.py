@@ -10,7 +10,8 @@ from imbook.train import Protocol
 
 SMALL_LONG = replace(SMALL, name="small, three times as long", epochs=60, watch=6)
 PAIR = Protocol("pair", epochs=5, batch=64, lr=0.03, cosine=True, watch=5)
-CDB_RELEASED = Protocol(  # the released code's, for CIFAR-100-LT [C]
+#: The protocol of CDB's released code, for CIFAR-100-LT [C].
+CDB_RELEASED = Protocol(
     "cdb-released", 240, 32, 0.1, milestones=(160, 210), decay=0.01, crop=4, flip=True, prior_bias=True, watch=5
 )
 CDB_FIXED = tuple((f"CDB, tau {tau:g}", "CDB", {"tau": tau}) for tau in (0.5, 1.0, 1.5, 2.0))

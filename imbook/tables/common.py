@@ -7,12 +7,15 @@ from typing import Any
 from imbook.rows import Row, Split
 from imbook.train import Protocol
 
-# The protocols of the CPU are ours, chosen so that cross entropy has converged; the others are the papers'.
+#: The protocol of runs on the digits. Those of the CPU are ours, chosen so that cross entropy has converged.
 DIGITS = Protocol("digits", epochs=60, batch=32, lr=0.05, cosine=True, watch=2)
+#: The protocol of runs on a CPU at 28 x 28 pixels.
 SMALL = Protocol("small", epochs=20, batch=32, lr=0.02, cosine=True, watch=2)
-CIFAR_200 = Protocol(  # the field's for CIFAR with ResNet-32, from LDAM's line of papers [R]
+#: The field's for CIFAR with ResNet-32, from LDAM's line of papers [R].
+CIFAR_200 = Protocol(
     "cifar-200", 200, 128, 0.1, 0.9, 2e-4, warmup=5, milestones=(160, 180), decay=0.01, crop=4, flip=True, watch=5
 )
+#: Ours for CIFAR on a CPU.
 CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
@@ -32,7 +35,9 @@ def rows(split: Split, net: str, protocol: Protocol, *methods: tuple[Any, ...]) 
     return tuple(Row(label, split, net, protocol, method, hyper, *fact) for label, method, hyper, *fact in methods)
 
 
+#: The row of plain cross entropy: (label, method, hyper-parameters).
 CE = ("cross entropy", "CrossEntropy", {})
+#: The rows that every chapter's tables hold beside its own method.
 BASELINES = (
     CE,
     ("inverse frequency", "Weighted", {"scheme": "inverse"}),
@@ -43,14 +48,20 @@ BASELINES = (
     ("balanced softmax", "BalancedSoftmax", {"tau": 1.0}),
 )
 
+#: Long-tailed digits, ratio 20.
 DIGITS_LT = Split("digits", ratio=20, n_max=120, order="seed")
+#: Long-tailed Fashion-MNIST, ratio 100; 100 images of each class are held out for validation.
 FASHION_LT = Split("fashion-mnist", ratio=100, n_max=2000, valid=100, order="seed")
+#: Long-tailed MNIST, as `FASHION_LT`.
 MNIST_LT = replace(FASHION_LT, data="mnist")
+#: Long-tailed CIFAR-10, ratio 100, less 250 validation images of each class.
 CIFAR10_LT = Split("cifar10", ratio=100, n_max=4750, valid=250)
+#: Long-tailed CIFAR-100, ratio 100, less 25 validation images of each class.
 CIFAR100_LT = Split("cifar100", ratio=100, n_max=475, valid=25, draw="file")
 
-# With 1,000 images in a large class a step-imbalanced run costs as much as a long-tailed one with 2,000.
+#: With 1,000 images in a large class a step-imbalanced run costs as much as a long-tailed one with 2,000.
 FASHION_STEP = replace(FASHION_LT, profile="step", n_max=1000)
+#: Step imbalance on MNIST, as `FASHION_STEP`.
 MNIST_STEP = replace(FASHION_STEP, data="mnist")
 
 

@@ -25,7 +25,9 @@ FASHION_LABELS = replace(  # two labels of different imbalance: the kind of garm
     FASHION_LT, order="index", labels=((0, 1, 0, 0, 0, 2, 0, 2, 3, 2), (0, 0, 0, 0, 0, 0, 0, 0, 0, 1))
 )
 FASHION_BALANCED = Split("fashion-mnist", "balanced", n_max=500, valid=100)  # as many images as at ratio 100
-CRL_CHOICE = {level: {"alpha": 0.1, "kappa": 3} for level in LEVELS}  # by `chosen` from crl-sweep
+#: Chosen by `imbook.results.chosen` from the table crl-sweep, by level.
+CRL_CHOICE = {level: {"alpha": 0.1, "kappa": 3} for level in LEVELS}
+#: The same from crl-sweep-balanced.
 CRL_CHOICE_BALANCED = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}
 CRL_CHOICE_CIFAR100 = {level: {"alpha": 0.25, "kappa": 3} for level in LEVELS}  # waits for crl-cifar100-select
 CRL_ALPHAS, CRL_KAPPAS = (0.1, 0.25, 0.5, 0.75, 0.9), (1, 8, 25)

@@ -8,12 +8,13 @@ from imbook.rows import Row, Split, Table
 from imbook.tables.common import CE, CIFAR10_LT, CIFAR100_LT, CIFAR_200, CIFAR_SHORT, SMALL, rows, together
 from imbook.train import Protocol
 
-# Of the paper of deep over-sampling only batches and the number of rounds are known [P]; the rest is ours [R]. Rounds
-# begin after `start` epochs and last `every` epochs each (see `DOS_ROUNDS`).
+#: Of the paper of deep over-sampling only batches and the number of rounds are known [P]; the rest is ours [R]. Rounds
+#: begin after `start` epochs and last `every` epochs each (see `DOS_ROUNDS`).
 DOS_MNIST = Protocol("dos-mnist", epochs=9, batch=60, lr=0.02, cosine=True, watch=3)  # 3 epochs, 3 rounds of 2
 DOS_CIFAR = Protocol("dos-cifar", epochs=40, batch=50, lr=0.01, cosine=True, watch=4)  # 20 epochs, 4 rounds of 5
 DOS_SVHN = replace(DOS_CIFAR, name="dos-svhn", epochs=20, batch=60, watch=4)  # 8 epochs, 3 rounds of 4
-DOS_ROUNDS = {  # the same epochs for every row of a table
+#: When rounds of DOS begin and how long they are, by protocol: the same epochs for every row of a table.
+DOS_ROUNDS = {
     DOS_MNIST: {"start": 3, "every": 2},
     DOS_CIFAR: {"start": 20, "every": 5},
     DOS_SVHN: {"start": 8, "every": 4},

@@ -23,9 +23,10 @@ from imbook.train import Protocol
 from imbook.verdicts import Claim
 
 SMALL_WATCHED = replace(SMALL, name="small, watched each epoch", watch=1)
-# Chosen by `results.chosen` from the table mfw-select.
+#: Chosen by `results.chosen` from the table mfw-select.
 MFW_CHOICE = {"strength": 2.0, "gamma": 0.5, "stage": "stage3"}
-CDT_GAMMA = 0.2  # by the same rule
+#: Of CDT, chosen by the same rule.
+CDT_GAMMA = 0.2
 
 MIXUP, MANIFOLD = ("mixup", "Mixup", {"alpha": 1.0}), ("manifold mixup", "ManifoldMixup", {"alpha": 1.0})
 MFW_ROW = ("MFW", "MFW", MFW_CHOICE)
