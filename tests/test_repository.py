@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import repository
 
+import imbook
+
 ROOT = Path(__file__).resolve().parents[1]
 URL = "https://github.com/someone/some-book"
 PLACES = ["_config.yml", "README.md", "book/how-to-use.md", "CITATION.cff", "notebooks/01_one.ipynb"]
-REFS = ["tags/v0.1.0", "heads/main"]
+TAG = f"v{imbook.__version__}"
+REFS = [f"tags/{TAG}", "heads/main"]
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_the_address_is_read_from_the_remote(copy, remote, capsys):
     repository.main([], copy)
     assert f"url: {URL}\n" in (copy / "_config.yml").read_text()
     assert not any("secret" in text for path, text in texts(copy).items() if ".git" not in path.parts)
-    assert "git push origin v0.1.0" in capsys.readouterr().err, "the tag is missing, and that is not said"
+    assert f"git push origin {TAG}" in capsys.readouterr().err, "the tag is missing, and that is not said"
 
 
 def test_an_address_that_is_set_is_not_replaced_by_that_of_a_fork(copy, capsys):
@@ -130,7 +133,7 @@ def test_without_a_remote_on_github_the_address_is_asked_for(copy, remote, capsy
 def test_nothing_is_said_of_a_tag_that_is_there(copy, capsys):
     git(copy, "init", "--quiet")
     git(copy, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "one")
-    git(copy, "tag", "v0.1.0")
+    git(copy, "tag", TAG)
     repository.main([URL], copy)
     assert "tag" not in capsys.readouterr().err
 
@@ -222,7 +225,7 @@ def test_without_address_and_wheel_the_cell_says_what_to_do(tmp_path):
 
 def test_the_tag_comes_first_then_the_branch_and_the_cell_says_which(tmp_path):
     done, calls = on_colab(tmp_path, URL)
-    assert [c.split()[-1] for c in calls] == [f"{URL}/archive/refs/tags/v0.1.0.tar.gz"]
+    assert [c.split()[-1] for c in calls] == [f"{URL}/archive/refs/tags/{TAG}.tar.gz"]
     done, calls = on_colab(tmp_path, URL, fails="tags/")
     assert [c.split()[-1] for c in calls[1:]] == [f"{URL}/archive/refs/{ref}.tar.gz" for ref in REFS]
     assert done.stdout == f"imbook comes from {URL}/archive/refs/heads/main.tar.gz\n"
