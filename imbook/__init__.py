@@ -5,4 +5,4 @@ networks of named stages (`imbook.nets`), metrics (`imbook.metrics`), figures (`
 book as data (`imbook.experiments`) with its run records (`imbook.results`).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
