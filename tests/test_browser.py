@@ -25,9 +25,14 @@ PAGES += ["genindex.html", "search.html"] if PAGES else []
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 each = pytest.mark.parametrize("name", PAGES)
-# Of the pages that show a module's source, which are all alike, one.
+# What takes long is asked of one page of each folder, and of the others by `make test-long`; there, of the pages that
+# show a module's source, which are all alike, of one.
 SOURCES = [name for name in PAGES if name.startswith("_modules/imbook/")]
-one_of_each = pytest.mark.parametrize("name", [name for name in PAGES if name not in SOURCES[1:]])
+KINDS = {name.rpartition("/")[0] or name: name for name in reversed(PAGES) if name not in SOURCES[1:]}
+one_of_each = pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in KINDS.values() else pytest.mark.long)
+    for name in PAGES if name not in SOURCES[1:]
+])  # fmt: skip
 
 # Text of the article that MathJax should have replaced; code is left out, it may hold such characters.
 RAW = r"""() => {
@@ -299,7 +304,6 @@ def axe(tmp_path_factory):
     return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 
-@pytest.mark.long
 @one_of_each
 def test_page_is_accessible(visit, site, axe, name):
     page, _, _ = visit(f"{site}/{name}", width=1280)
