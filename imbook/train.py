@@ -104,8 +104,7 @@ class Method(nn.Module):
         """Called after the last epoch and before the last evaluation, under the conditions of `update`.
 
         For what is fitted to the trained network. It may set `readings`: a record holds an evaluation of each. What it
-        makes is in no checkpoint: resuming a finished run calls it again, so it must depend on net, train and valid
-        alone.
+        makes is in no checkpoint: resuming a finished run calls it again. It must depend on its arguments alone.
         """
 
     def predict(self, net: nn.Module, x: Tensor) -> Any:
@@ -298,9 +297,7 @@ def _update(
         return method.update(epoch, net, train, valid) or {}
 
 
-def _finish(
-    method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None, seed: int
-) -> None:
+def _finish(method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: Any, seed: int) -> None:
     mode = net.training
     with _aside(method, epoch, net, train, seed):
         method.finish(net, train, valid)

@@ -250,7 +250,7 @@ def test_the_forward_pass_on_a_pretended_gpu(name, changes):
             for k, p in module._parameters.items():
                 module._parameters[k] = nn.Parameter(like(p)) if p is not None else None
             for k, b in module._buffers.items():
-                module._buffers[k] = like(b)
+                module._buffers[k] = None if b is None else like(b)
         train.x, train.y, train.mean, train.scale = map(like, (train.x, train.y, train.mean, train.scale))
         train.generator = None
         i = like(torch.arange(16))

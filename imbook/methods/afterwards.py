@@ -51,7 +51,7 @@ def retrained(
     torch's global generator. An epoch visits each class N / C times (see `over_sample`).
     Source: classifier re-training (cRT) of Kang et al. 2020; learning rate and epochs are ours [R].
     """
-    layer = nn.Linear(z.shape[1], classes).to(z.device)
+    layer = nn.Linear(z.shape[1], classes).to(z)
     optimiser = torch.optim.SGD(layer.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
     per_class = -(-len(y) // classes)
     steps = epochs * -(-per_class * int((torch.bincount(y) > 0).sum()) // batch)
