@@ -77,7 +77,7 @@ def _try_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=_positive, help="pixels of a side (default: 32, torchvision's networks 128)")
     command.add_argument("--flip", action="store_true", help="train on mirrored pictures, too")
     command.add_argument("--costs", type=_path, help="CSV: rows true, columns decided (default: classes count alike)")
-    command.add_argument("--seeds", type=_positive, default=3, help="of the finalists (default: 3)")
+    command.add_argument("--seeds", type=_positive, default=3, help="of cross entropy and the two best (default: 3)")
     command.add_argument("--epochs", type=_positive, help="per run (default: what the budget allows, 5 to 30)")
     command.add_argument("--lr", type=float, help="learning rate (default: 0.01 to 0.05, by the network)")
     command.add_argument("--budget", type=_seconds, default=600.0, help="stop after this time (default: 10m)")
@@ -296,7 +296,10 @@ def _try(options: argparse.Namespace) -> int:
 
     given = {k: v for k, v in vars(options).items() if k != "command"}
     given["out"] = options.out or Path("trials") / options.path.resolve().name
-    shown, ended = try_out(Options(**given, command=shlex.join(["python", "-m", "imbook", *sys.argv[1:]])))
+    try:
+        shown, ended = try_out(Options(**given, command=shlex.join(["python", "-m", "imbook", *sys.argv[1:]])))
+    except KeyboardInterrupt:  # while looking, planning or writing the report; training stops in try_out
+        shown, ended = None, "interrupted; the same command goes on from here"
     print(ended if shown is None else f"{ended}\nreport: {shown}, figure: {shown.with_suffix('.png')}")
     return 130 if ended.startswith("interrupted") else 0
 

@@ -1,18 +1,28 @@
 """`python -m imbook try` and `report`: the plan, whole trials on made folders, what is stopped goes on."""
 
+import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn import metrics as sk
+from sklearn.datasets import load_digits
+from torchvision import models
 
+from imbook import records
+from imbook.__main__ import main
 from imbook.yours import pictures, report, trial
 from imbook.yours.trial import Options, make_plan, try_out
 
@@ -37,46 +47,130 @@ def options(folder, out, **given):
     return Options(**{"path": folder, "out": out, "groups": r"photo\d+", "seeds": 2, "epochs": 2, "size": 16, **given})
 
 
+def command(path, out, *more):
+    """The documented command as a list; lasting seconds: two epochs of 16 pixels."""
+    short = ["--seeds", "2", "--epochs", "2", "--size", "16", "--budget", "9m"]
+    return [sys.executable, "-m", "imbook", "try", str(path), "--out", str(out), *short, *more]
+
+
+def shell(*arguments, cwd=ROOT, **given):
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=cwd, timeout=580, **given)
+
+
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     """The folder of a trial by the documented command in a process of its own, and what that printed."""
     out = tmp_path_factory.mktemp("trial") / "out"
-    command = [sys.executable, "-m", "imbook", "try", str(folder), "--groups", r"[^/]+/photo\d+", "--out", str(out)]
-    command += ["--seeds", "2", "--epochs", "2", "--size", "16", "--budget", "5m"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    run = shell(*command(folder, out, "--groups", r"[^/]+/photo\d+"))
     assert run.returncode == 0, run.stderr
     return out, run.stdout
 
 
 def test_the_command_says_beforehand_what_it_does(finished):
     _, said = finished
-    assert re.search(r"left out, cannot be read: .*red/photo99 broken.png", said)
+    broken = r"left out, cannot be read: .*red/photo99 broken.png \(is damaged \(cannot identify image file\)\)"
+    assert re.search(broken, said)
     assert "93 pictures, 3 classes; training, validation, test: " in said and "random weights" in said
-    assert re.search(r"8 runs of 2 epochs.*about \d+\.\d minutes on this cpu", said)
-    assert "all runs are done\nreport: " in said
+    assert re.search(r"8 runs of 2 epochs, then up to 2 seeds of cross.*: about \d+\.\d minutes on this cpu", said)
+    assert said.index("minutes on this cpu") < said.index("all runs are done\nreport: ")
 
 
-def test_the_numbers_are_those_of_scikit_learn(finished):
-    out, _ = finished
+def check_numbers(out, seeds=2):
+    """Every number of cross entropy, with and without adjusted logits, from the scores by scikit-learn."""
     found = json.loads((out / "result.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert set(rows) >= {"cross entropy", "cross entropy, adjusted logits", "MFW, by cost", "CRL", "over-sampling"}
-    split = pd.read_csv(out / "split.csv")
+    split = pd.read_csv(out / "split.csv", dtype={"label": str})
     assert split.groupby("group")["part"].nunique().max() == 1
     n = split[split["part"] == "train"]["label"].map(found["classes"].index).value_counts().sort_index().to_numpy()
     assert n.tolist() == found["train"]
     for name, shift in (("cross entropy", 0), ("cross entropy, adjusted logits", np.log(n / n.sum()))):
         runs = [np.load(out / f"runs/cross-entropy-{seed}.npz") for seed in range(rows[name]["seeds"])]
-        for part, key in (("test", "cost"), ("valid", "valid_cost")):
-            each = [1 - sk.balanced_accuracy_score(r[f"y_{part}"], (r[f"h_{part}"] - shift).argmax(1)) for r in runs]
-            value = rows[name][key]
-            assert np.mean(each) == pytest.approx(value[0] if part == "test" else value)
-        each = [sk.accuracy_score(r["y_test"], (r["h_test"] - shift).argmax(1)) for r in runs]
-        assert np.mean(each) == pytest.approx(rows[name]["accuracy"][0])
-    finalists = {k: v["valid_cost"] for k, v in rows.items() if v["seeds"] == 2}
-    assert finalists[found["chosen"]] == min(finalists.values())
+        valid, test = ([(r[f"y_{p}"], (r[f"h_{p}"] - shift).argmax(1)) for r in runs] for p in ("valid", "test"))
+        assert rows[name]["valid_cost"] == pytest.approx(1 - mean(sk.balanced_accuracy_score, valid))
+        assert rows[name]["cost"][0] == pytest.approx(1 - mean(sk.balanced_accuracy_score, test))
+        assert rows[name]["accuracy"][0] == pytest.approx(mean(sk.accuracy_score, test))
+        each = rows[name]["recall"]
+        assert [r[0] for r in each] == pytest.approx(mean(partial(sk.recall_score, average=None), test))
+        if name == "cross entropy":
+            assert np.allclose(found["first_confusion"], mean(sk.confusion_matrix, test))
+    finalists = {k: v["valid_cost"] for k, v in rows.items() if v["seeds"] == seeds}
+    assert len(finalists) >= 3 and finalists[found["chosen"]] == min(finalists.values())
+    return found, rows
+
+
+def mean(metric, pairs):
+    return np.mean([metric(y, decided) for y, decided in pairs], 0)
+
+
+def test_the_numbers_are_those_of_scikit_learn(finished):
+    found, rows = check_numbers(finished[0])
+    assert set(rows) >= {"cross entropy", "cross entropy, adjusted logits", "MFW, by cost", "CRL", "over-sampling"}
     assert found["curve"]["n"][0] < found["curve"]["n"][1] < found["curve"]["n"][2] == min(found["train"])
     assert set(found["random"]) == {"by groups", "at random"}
+
+
+def test_five_thousand_fifty_and_five(tmp_path):
+    """A made folder: grey and RGBA pictures, spaces and umlauts in all names, one file broken; from another folder."""
+    rng, root = np.random.default_rng(0), tmp_path / "meine Bilder"
+    for c, (name, many) in enumerate({"große Zellen": 5000, "b": 50, "c d": 5}.items()):
+        (root / name).mkdir(parents=True)
+        for k, x in enumerate(rng.integers(0, 130, (many, 8, 8, 3)).astype(np.uint8)):
+            x[2 * c : 2 * c + 3] += 90
+            Image.fromarray(x).convert(("L", "RGBA")[k % 2]).save(root / name / f"Bild ö {k}.png")
+    (root / "b/kaputt ß.png").write_bytes((root / "b/Bild ö 0.png").read_bytes()[:60])
+    run = shell(*command("meine Bilder", "mein Versuch", "--size", "12", "--seeds", "1"), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "left out, cannot be read: meine Bilder/b/kaputt ß.png (is damaged" in run.stdout
+    found, _ = check_numbers(tmp_path / "mein Versuch", seeds=1)
+    assert found["n"] == [50, 5, 5000] and found["train"] == [30, 3, 3000] and found["parts"]["test"] == [10, 1, 1000]
+    assert found["look"]["modes"] == {"L": 2528, "RGBA": 2527} or found["look"]["modes"] == {"RGBA": 2527, "L": 2528}
+    assert found["look"]["ratio"] == 1000 and len(found["look"]["unreadable"]) == 1
+    text = (tmp_path / "mein Versuch/report.html").read_text(encoding="utf-8")
+    assert "große Zellen" in text and "Class c d: 1 test picture. So the recall is hardly known" in text
+
+
+def test_a_set_that_a_package_ships_as_a_table(tmp_path):
+    """scikit-learn's digits, three of them, written as files and a CSV with a column of groups."""
+    digits, rows = load_digits(n_class=3), []
+    for k, (x, y) in enumerate(zip(digits.images, digits.target)):
+        if y == 0 or k % (3 * y) == 0:
+            Image.fromarray((x * 255 / 16).astype(np.uint8)).save(tmp_path / f"{k}.png")
+            rows.append(dict(image=f"{k}.png", label=f"digit {y}", sheet=f"sheet {k // 9}"))
+    pd.DataFrame(rows).to_csv(tmp_path / "digits.csv", index=False)
+    more = ("--groups", "sheet", "--size", "12", "--seeds", "1", "--epochs", "6")
+    run = shell(*command("digits.csv", "out", *more), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found, rows = check_numbers(tmp_path / "out", seeds=1)
+    assert found["look"]["groups"] == len(set(pd.read_csv(tmp_path / "digits.csv")["sheet"]))
+    assert found["look"]["unreadable"] == [] and min(row["cost"][0] for row in rows.values()) < 0.3
+
+
+def test_control_c_keeps_what_is_done_and_the_same_command_goes_on(folder, tmp_path):
+    given = command(folder, "out", "--seeds", "1", "--epochs", "4")
+    process = subprocess.Popen(given, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "out/runs/cross-entropy-0.npz"
+    for _ in range(5000):
+        if first.exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert "interrupted" in said and "the same command goes on" in said
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "out/runs").glob("*.npz")}
+    assert first.name in kept and len(kept) < 7
+    run = shell(*given, cwd=tmp_path)
+    assert run.returncode == 0 and "all runs are done" in run.stdout, run.stderr
+    assert all((tmp_path / "out/runs" / name).read_bytes() == content for name, content in kept.items())
+
+
+def test_control_c_before_the_training_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "try_out", interrupted)
+    assert main(["try", str(tmp_path)]) == 130
+    assert capsys.readouterr().out == "interrupted; the same command goes on from here\n"
 
 
 def test_the_report_needs_no_other_file(finished, folder):
@@ -92,6 +186,20 @@ def test_the_report_needs_no_other_file(finished, folder):
     run = subprocess.run([sys.executable, "-m", "imbook", "report", str(out)], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0 and "report: " in run.stdout
     assert (out / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_a_short_training_is_said(finished):
+    """On the blood cells the order of the rows changes between 276 and 1,380 steps of each run."""
+    said = {}
+    for name in ("yours-bccd", "yours-bccd-30"):
+        found = json.loads((records.RECORDS / f"{name}.json").read_text())
+        said[found["plan"]["epochs"]] = " ".join(report.recommendation(found))
+        assert found["train"] == [217, 2488, 224] and "Use over-sampling" in said[6]
+    assert "Each run had 276 steps. That is short" in said[6] and "That is short" not in said[30]
+    assert "too few to tell the two apart" in said[30] and "one standard error" in said[30]
+    own = json.loads((finished[0] / "result.json").read_text())
+    one_epoch = np.load(finished[0] / "runs/cross-entropy-0.npz")["n"].sum()
+    assert f"Each run had {2 * int(np.ceil(one_epoch / 16))} steps." in " ".join(report.recommendation(own))
 
 
 def test_a_report_leaves_the_drawing_as_it_was(finished):
@@ -161,6 +269,18 @@ def test_bad_options_are_named_before_any_work(folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_after_an_error_the_mended_command_may_use_the_same_folder(folder, tmp_path, monkeypatch):
+    """An error that is found before the plan leaves nothing that another try would stumble over."""
+    monkeypatch.setattr(trial.Trial, "labels", lambda self: ["cross entropy"])
+    monkeypatch.setattr(trial, "CURVE", ())
+    with pytest.raises(ValueError, match="at least 12 x 12"):
+        try_out(options(folder, tmp_path / "out", size=8))
+    with pytest.raises(ValueError, match="class 'blå ü' has 9 pictures in 1 group: it needs 3"):
+        try_out(options(folder, tmp_path / "out", groups="[^/]+/"))
+    assert try_out(options(folder, tmp_path / "out", groups=None, seeds=1))[1] == "all runs are done"
+    assert json.loads((tmp_path / "out/look.json").read_text())["groups"] is None
+
+
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 SECONDS = {"cross entropy": 1.0, "deferred weights": 1.0, "over-sampling": 1.0, "MFW": 1.0, "CRL": 2.0}
@@ -206,8 +326,6 @@ def test_streaming_gives_what_memory_gives(folder, monkeypatch):
 
 
 def test_weights_that_cannot_be_had_are_said_to_be_random(monkeypatch):
-    from torchvision import models
-
     def get(name, weights):
         if weights:
             raise OSError("no network")
@@ -218,6 +336,80 @@ def test_weights_that_cannot_be_had_are_said_to_be_random(monkeypatch):
     assert said.startswith("RANDOM weights: the pretrained ones") and "no network" in said
     assert net.fc.out_features == 3
     assert pictures.network("resnet18", 3, 64, pretrained=False)[1] == "RANDOM weights: as asked"
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """torch's cache in an empty folder, and no network: the folder for files of weights."""
+
+    def refused(*given, **named):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refused)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    return tmp_path / "hub/checkpoints"
+
+
+def fake_weights(path, monkeypatch):
+    """Weights of a resnet18 in a file with the name that torchvision expects, its hash in the name; their source."""
+    torch.manual_seed(7)
+    whole = models.resnet18()
+    torch.save(whole.state_dict(), path / "made.pth")
+    digest = hashlib.sha256((path / "made.pth").read_bytes()).hexdigest()
+    name = f"resnet18-{digest[:8]}.pth"
+    (path / "made.pth").rename(path / name)
+    monkeypatch.setattr(models.ResNet18_Weights.DEFAULT.value, "url", f"https://download.pytorch.org/models/{name}")
+    return path / name, whole
+
+
+def test_pretrained_weights_come_from_torchvision_s_cache_without_network(offline, monkeypatch):
+    cached, whole = fake_weights(offline, monkeypatch)
+    net, said = pictures.network("resnet18", 3, 64, pretrained=True)
+    assert said == "weights pretrained by torchvision" and net.fc.weight.shape == (3, 512)
+    for name, value in net.state_dict().items():
+        assert name.startswith("fc.") or value.equal(whole.state_dict()[name]), name
+    cached.unlink()
+    assert pictures.network("resnet18", 3, 64, True)[1].endswith("by download (no network in this test)")
+
+
+def test_the_name_of_the_cached_file_is_the_published_one(offline):
+    whole = models.resnet18()
+    torch.save(whole.state_dict(), offline / "resnet18-f37072fd.pth")
+    net, said = pictures.network("resnet18", 3, 64, pretrained=True)
+    assert said == "weights pretrained by torchvision" and net.conv1.weight.equal(whole.conv1.weight)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x04."])
+def test_a_damaged_file_in_the_cache_is_said(offline, content):
+    (offline / "resnet18-f37072fd.pth").write_bytes(content)
+    assert pictures.network("resnet18", 3, 64, pretrained=True)[1].startswith("RANDOM weights: the pretrained ones")
+
+
+def test_a_download_with_another_hash_is_refused(offline, tmp_path, monkeypatch):
+    """torchvision compares the hash in a file's name while it downloads, here from a file."""
+    cached, whole = fake_weights(offline, monkeypatch)
+    source = tmp_path / cached.name
+    monkeypatch.setattr(torch.hub, "urlopen", urllib.request.urlopen)
+    monkeypatch.setattr(models.ResNet18_Weights.DEFAULT.value, "url", source.as_uri())
+    content = cached.read_bytes()
+    cached.unlink()
+    source.write_bytes(content + b"x")
+    assert "invalid hash value" in pictures.network("resnet18", 3, 64, pretrained=True)[1]
+    source.write_bytes(content)
+    net, said = pictures.network("resnet18", 3, 64, pretrained=True)
+    assert said == "weights pretrained by torchvision" and net.conv1.weight.equal(whole.conv1.weight)
+
+
+def test_a_trial_on_pretrained_weights(offline, monkeypatch, folder, tmp_path):
+    """Each seed starts from them, at the small learning rate, and the report says so."""
+    fake_weights(offline, monkeypatch)
+    monkeypatch.setattr(trial.Trial, "labels", lambda self: ["cross entropy"])
+    monkeypatch.setattr(trial, "CURVE", ())
+    given = dict(backbone="resnet18", pretrained=True, size=32, seeds=1, epochs=1, groups=None)
+    shown, ended = try_out(options(folder, tmp_path / "out", **given))
+    assert ended == "all runs are done" and "weights pretrained by torchvision" in shown.read_text(encoding="utf-8")
 
 
 def test_parts_of_the_curve_cut_the_smallest_class(folder, tmp_path):

@@ -127,13 +127,15 @@ def confusion(result: dict[str, Any], ax: Axes) -> Axes:
 
 
 def calibration(result: dict[str, Any], ax: Axes) -> Axes:
-    """Share right against confidence on test pictures, before and after calibration."""
+    """Share right against confidence on test pictures, before and after calibration; larger points hold more."""
     found = result["calibration"]
     ax.plot([0, 1], [0, 1], color="#999999", lw=1)
     for (name, points), colour in zip(found["points"].items(), ("#777777", PARTS["test"])):
-        ax.plot(*np.array(points)[:, :2].T, "o-", color=colour, label=name)
+        sure, right, many = np.array(points).T
+        ax.plot(sure, right, color=colour, lw=1)
+        ax.scatter(sure, right, 8 + 200 * many / many.sum(), color=colour, label=name, zorder=3)
     ax.set(xlabel="confidence", ylabel="share right", title="Calibration on test pictures")
-    ax.legend(fontsize="small")
+    plt.setp(ax.legend(fontsize="small").legend_handles, sizes=[30])
     return ax
 
 

@@ -150,7 +150,8 @@ def _why(path):
     try:
         decode([path], 32, 1)
     except (OSError, ValueError) as error:
-        return str(error).removeprefix("picture 1 of 1 ").replace(f": {path}", "").removeprefix(f"{path} ")
+        said = str(error).removeprefix("picture 1 of 1 ").replace(f": {path}", "").removeprefix(f"{path} ")
+        return said.replace(f" {str(path)!r}", "")
 
 
 def _row(path, code, thumbnail, error):

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from imbook import __version__
 from imbook.metrics import calibration_error
 from imbook.yours import judge
 from imbook.yours.judge import Costs
@@ -108,6 +110,7 @@ def result(out: Path) -> dict[str, Any]:
         per_class=runs.costs.per_class, costs=runs.costs.matrix.tolist(), shown_seed=shown,
         parts={p: np.bincount(run[f"y_{p}"], minlength=len(runs.classes)).tolist() for p in ("valid", "test")},
         groups={p: len(set(g)) for p, g in runs.groups.items()},
+        versions={"imbook": __version__, "torch": str(torch.__version__)},
         confusion=by_group[chosen]["test"].sum(0).tolist(),
         first_confusion=by_group[FIRST]["test"].sum(0).tolist(),
         frequencies=_frequencies(by_group[chosen]["test"].sum(0)),
@@ -157,8 +160,6 @@ def _median_seed(runs, decisions):
 
 def _calibration(runs, run):
     """Calibration error on test before and after, slope and tau, and points (confidence, share right, how many)."""
-    import torch
-
     p, y = runs.calibrated(run), torch.from_numpy(run["y_test"])
     after, points = p(run["h_test"]), {}
     before = np.exp(run["h_test"] - run["h_test"].max(1, keepdims=True))

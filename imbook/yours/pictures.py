@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ class FileSet(Dataset):
             x = shift(x, top, left, self.size // 8)
             x = x.flip(-1) if self.flip and torch.rand(()) < 0.5 else x
         return (x[0] / 255 - self.mean) / self.std, int(self.targets[k])
+
+
+def batch_size(train: int) -> int:
+    """Pictures per batch, for so many training pictures."""
+    return 64 if train >= 1000 else 16
 
 
 def read(paths: Sequence[str | Path], size: int) -> torch.Tensor:
@@ -121,7 +127,7 @@ def network(name: str, classes: int, size: int, pretrained: bool) -> tuple[torch
         try:
             net, said = models.get_model(name, weights="DEFAULT"), "weights pretrained by torchvision"
             return nets.replace_classifier(net, classes), said
-        except (OSError, RuntimeError) as error:  # no network, no such file, a damaged download
-            why = f"the pretrained ones are not in torchvision's cache and could not be downloaded ({error})"
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network, a damaged file
+            why = f"the pretrained ones could be had neither from torchvision's cache nor by download ({error})"
     net = models.get_model(name, weights=None)
     return nets.replace_classifier(net, classes), f"RANDOM weights: {why}"

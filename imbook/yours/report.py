@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from imbook import __version__
 from imbook.yours import measure
 from imbook.yours.look import ALIKE
+from imbook.yours.pictures import batch_size
+
+SHORT = 1000  # steps of a run, below which the report warns
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2126; --back: #fff; --line: #d5d9de; --soft: #f3f5f7; --mark: #a8531f; }
@@ -77,12 +79,18 @@ def recommendation(found: dict[str, Any]) -> list[str]:
         said.append(f"The difference is {_with(row['difference'])}: test pictures are too few to tell the two apart.")
     if found["simple"] != found["chosen"]:
         said.append(f"Simpler, and within one standard error of it on validation pictures: {found['simple']}.")
+    steps = found["plan"]["epochs"] * -(-sum(found["train"]) // batch_size(sum(found["train"])))
+    if steps < SHORT:
+        said.append(
+            f"Each run had {steps} steps. That is short: a method that repeats rare pictures may lead only because it "
+            "learns them sooner. Before you decide, try more --epochs."
+        )
     few = min(found["parts"]["test"])
     if few < 30:
-        small = found["classes"][int(np.argmin(found["parts"]["test"]))]
+        small = [name for name, many in zip(found["classes"], found["parts"]["test"]) if many == few]
         said.append(
-            f"Class {small} has {few} test picture{'s' * (few != 1)}: its recall is hardly known, and the intervals "
-            "are too narrow. Collect more of it."
+            f"Class {' and '.join(small[:3])}{' and others' * (len(small) > 3)}: {few} test picture{'s' * (few != 1)}"
+            f"{' each' * (len(small) > 1)}. So the recall is hardly known, and the intervals too narrow. Collect more."
         )
     return said
 
@@ -226,10 +234,10 @@ def _curve(found):
 
 
 def _again(found):
-    plan = found["plan"]
+    plan, versions = found["plan"], ", ".join(" ".join(pair) for pair in found["versions"].items())
     return (
         f"<h2>Run it again</h2><p>{plan['epochs']} epochs per run, {plan['size']} x {plan['size']} pixels, on "
-        f"{plan['device']}; imbook {__version__}.</p><pre>{escape(found['command'])}</pre>"
+        f"{plan['device']}; {versions}.</p><pre>{escape(found['command'])}</pre>"
     )
 
 

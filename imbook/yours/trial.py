@@ -79,6 +79,10 @@ def _same_trial(options, files):
     path = options.out / "trial.json"
     before = _stored(path, lambda: identity | {"command": options.command})
     if changed := sorted(k for k in identity if before.get(k) != identity[k]):
+        if not (options.out / "plan.json").exists():  # it failed before its plan: nothing is lost
+            for name in ("trial.json", "look.json", "files.csv", "split.csv"):
+                (options.out / name).unlink(missing_ok=True)
+            return _same_trial(options, files)
         k = changed[0]
         raise ValueError(
             f"{options.out} holds another trial ({k}: {before.get(k)}, now {identity[k]}): give another --out, or "
@@ -124,7 +128,7 @@ class Trial:
         self.size = options.size or (32 if options.backbone in pictures.OWN else 128)
         self.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         workers = max((os.cpu_count() or 2) - 1, 1) if self.device == "cuda" else 0
-        batch = 64 if len(self.parts[0]) >= 1000 else 16
+        batch = pictures.batch_size(len(self.parts[0]))
         self.sets = pictures.Sets(files, self.parts[0], self.size, batch, options.flip, self.device, workers)
         self.said = ""  # which weights the network starts from
         split_file = options.out / "split.csv"
@@ -282,18 +286,18 @@ def _measured(trial):
 
 def describe(plan: dict[str, Any], trial: Trial) -> str:
     """What a trial is going to do and how long that takes, as a text."""
-    minutes = plan["seconds"] / 60
-    many = len(plan["runs"])
+    more = f", then up to {plan['seeds']} seeds of {FIRST} and the two best" * (plan["seeds"] > plan["first_seeds"])
     lines = [
         f"{len(trial.files.y)} pictures, {len(trial.files.classes)} classes; training, validation, test: "
         + ", ".join(str(len(p)) for p in trial.parts),
         f"network: {trial.options.backbone} at {plan['size']} x {plan['size']} pixels, {plan['weights']}"
         + ("; pictures are read again each epoch" if plan["streams"] else ""),
-        f"{many} runs of {plan['epochs']} epochs, then up to {plan['seeds']} seeds of the finalists: about "
-        f"{minutes:.1f} minutes on this {plan['device']}",
+        f"{len(plan['runs'])} runs of {plan['epochs']} epochs{more}: about {plan['seconds'] / 60:.1f} minutes on this "
+        f"{plan['device']}",
     ]
     if plan["left_out"]:
         lines.append(f"left out, the budget is too short: {', '.join(plan['left_out'])}")
+        lines.append("to have them, give a longer --budget, and another --out: the plan of this one stays")
     if plan["seconds"] > plan["budget"]:
         lines.append("that is more than the budget: it stops in between, and the same command goes on")
     return "\n".join(lines)
