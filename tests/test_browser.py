@@ -27,8 +27,9 @@ CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 each = pytest.mark.parametrize("name", PAGES)
 # What takes long is asked of one page of each folder, and of the others by `make test-long`; there, of the pages that
 # show a module's source, which are all alike, of one.
-SOURCES = [name for name in PAGES if name.startswith("_modules/imbook/")]
-KINDS = {name.rpartition("/")[0] or name: name for name in reversed(PAGES) if name not in SOURCES[1:]}
+SIZED = sorted(PAGES, key=lambda name: (HTML / name).stat().st_size)
+SOURCES = [name for name in SIZED if name.startswith("_modules/imbook/")]
+KINDS = {name.rpartition("/")[0] or name: name for name in reversed(SIZED) if name not in SOURCES[1:]}
 one_of_each = pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in KINDS.values() else pytest.mark.long)
     for name in PAGES if name not in SOURCES[1:]
@@ -168,7 +169,9 @@ def browser():
         # As root Chromium needs --no-sandbox, in a container --disable-dev-shm-usage.
         args = ["--no-sandbox", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
-        yield browser.new_context()
+        context = browser.new_context()
+        context.set_default_timeout(300_000)  # the machine may be busy
+        yield context
         browser.close()
 
 
