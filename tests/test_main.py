@@ -330,7 +330,7 @@ def documented():
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts += [(path, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"]
     for path, text in texts:
-        for line in re.findall(r"python -m imbook ([^`\"'\n#;,()|\[\]]+)", text):
+        for line in re.findall(r"python -m imbook ((?: '[^'\n]*'|[^`\"'\n#;,()|\[\]])+)", text):
             if "{" not in line:  # put together by code: what it makes is tested there
                 yield pytest.param(line.strip(" .:"), path, id=f"{path.name}: {line.strip()}")
 
