@@ -52,7 +52,7 @@ def book(tmp_path_factory):
     assert (pages / "_static/icons.css").is_file(), "no finished book here: run `make book`"
     folder = tmp_path_factory.mktemp("print")
     (folder / "html").symlink_to(pages)
-    pdf.write(folder / "html", folder / "book.pdf")
+    pdf.write(*(Path(os.path.relpath(folder / name)) for name in ("html", "book.pdf")))  # relative, as in `make pdf`
     source = folder / "pdf/book.html"
     return PdfReader(folder / "book.pdf"), source.read_text(encoding="utf-8"), source
 

@@ -35,6 +35,7 @@ article.bd-article h1:first-of-type { display: block !important; margin-top: 0 }
 .book-contents p { display: flex; gap: 0.5em; margin: 0.25em 0 }
 .book-contents .part { font-weight: 600; margin-top: 1em }
 .book-contents i { flex: 1; border-bottom: 1px dotted #888; height: 1em }
+.bd-article div.cell_input div.highlight pre { font-size: 0.8rem }
 .headerlink, .tocsection, details > summary::marker { display: none }
 """
 
@@ -130,7 +131,7 @@ def write(folder, out):
     if not (folder / "search.html").is_file():
         raise ValueError(f"no pages in {folder}: run `make book`")
     config, toc = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("_config.yml", "_toc.yml"))
-    source = out.parent / "pdf" / "book.html"  # beside the pages' folder: pictures and styles are found from there
+    source = out.resolve().parent / "pdf" / "book.html"  # beside the pages' folder, where pictures and styles are found
     source.parent.mkdir(exist_ok=True)
     numbers = {}
     with sync_playwright() as playwright:
