@@ -1,6 +1,6 @@
 """`python -m tools.choose`: the settings of chapter 03's grids that do best on validation images, from the records.
 
-Writes imbook/tables/rivals.json, {set: {family: label}}, for the sets whose grid is complete. A test compares the two.
+Writes imbook/tables/rivals.json, {set: {family: label}}, of the families whose grid is complete. A test compares them.
 """
 
 import json
@@ -10,13 +10,13 @@ from imbook.tables import rivals
 
 
 def chosen(have: dict) -> dict[str, dict[str, str]]:
-    """{set: {family: label of its best setting}}, of the sets whose grid is complete in the records."""
+    """{set: {family: label of its best setting}}, of the families whose grid is complete in the records."""
     found = {}
     for name in rivals.SETS:
         grid = rivals.TABLES[f"rivals-select-{name}"]
         best = {f: results.best(grid, rivals.labels(f), records=have) for f in rivals.settings(rivals.SMALL_ONCE)}
-        if None not in best.values():
-            found[name] = best
+        if complete := {family: label for family, label in best.items() if label is not None}:
+            found[name] = complete
     return found
 
 

@@ -16,8 +16,12 @@ from imbook.methods.features import embed
 from imbook.nets import classifier, features
 from imbook.train import Method
 
-TAUS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)  # strengths that `Afterwards` tries, the first of them weak
-RATES, EPOCHS = (0.02, 0.1), (2, 5, 10, 20)  # of the classifier that `Afterwards` trains anew
+#: The strengths tau that `Afterwards` reads logit adjustment and tau-normalisation with.
+TAUS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+#: The learning rates of the classifiers that `Afterwards` trains anew.
+RATES = (0.02, 0.1)
+#: For how many epochs it trains them.
+EPOCHS = (2, 5, 10, 20)
 
 
 class LastLayer(Method):

@@ -114,7 +114,7 @@ def finals(
     """Cross entropy; each family as it was chosen; logits adjusted on top of some of them.
 
     choice: {family: label in the grids}; under a protocol with other epochs the setting at its place. families: which
-    of them, default all. untuned: also each family's first setting, and two pairs of corrections that undo the imbalance twice.
+    of them, default all that are chosen. untuned: also each family's first setting, and two that correct twice.
     """
     rows, made = [Row(CE[0], split, net, protocol, "Afterwards")], settings(protocol)
 
@@ -123,7 +123,7 @@ def finals(
         also: Any = {} if method == "Afterwards" else {"adjusted": (1.0,)}
         rows.append(Row(label, split, net, protocol, method, hyper, reading=reading or own, **also))
 
-    best = {f: made[f][labels(f).index(choice[f])] for f in families or made}
+    best = {f: made[f][labels(f).index(choice[f])] for f in families or made if f in choice}
     for family, setting in best.items():
         add(family, setting)
         if untuned and len(made[family]) > 1:
