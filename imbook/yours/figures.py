@@ -171,10 +171,11 @@ def _thumbnail(path, side):
         return np.asarray(ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (side, side)))
 
 
-def overview(result: dict[str, Any], sentences: Sequence[str]) -> Figure:
+def overview(result: dict[str, Any], sentences: Sequence[str], columns: int = 3) -> Figure:
     """All figures of a result and its recommendation in one: the report's PNG."""
     drawn = [sizes, dots, confusion, calibration, *([curve] if result["curve"] else [])]
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    rows = -(-(len(drawn) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.3 * columns, 4.5 * rows), layout="constrained")
     for ax in axes.flat[len(drawn) :]:
         ax.axis("off")
     for ax, draw in zip(axes.flat, drawn):

@@ -28,7 +28,7 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .box { background: var(--soft); border-left: 4px solid var(--mark); padding: .6rem 1rem; }
 pre { background: var(--soft); padding: .6rem; white-space: pre-wrap; } figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; opacity: .85; }
-@media (max-width: 42rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 42rem; } }
+@media (max-width: 42rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 32rem; } }
 """
 
 def write(out: Path) -> Path:
@@ -65,12 +65,14 @@ def recommendation(found: dict[str, Any]) -> list[str]:
     rows = {row["name"]: row for row in found["rows"]}
     row, first = rows[found["chosen"]], rows[measure.FIRST]
     cost = "mean over classes" if found["per_class"] else "per picture"
+    mean, low, high = row["difference"]
+    use = f"Use {found['chosen']}: of the finalists it has"
+    if high >= 0 and found["chosen"] != measure.FIRST:
+        use = f"Nothing is clearly better than plain cross entropy. Of the finalists {found['chosen']} has"
     said = [
-        f"Use {found['chosen']}: of the finalists it has the lowest cost on validation pictures, "
-        f"{row['valid_cost']:.3f} ({cost}).",
+        f"{use} the lowest cost on validation pictures, {row['valid_cost']:.3f} ({cost}).",
         f"On the test pictures it costs {_with(row['cost'])}, plain cross entropy {_with(first['cost'])}.",
     ]
-    mean, low, high = row["difference"]
     if found["chosen"] == measure.FIRST:
         said.append("Nothing that was tried is clearly better than plain cross entropy.")
     elif high < 0:
@@ -141,8 +143,8 @@ def _split(found):
     groups = found["look"]["groups"]
     said = f"Groups: {groups}; all pictures of one group lie in one part. " if groups else "No groups were given. "
     said += (
-        "Stratified: each part keeps the frequencies of the data, the test part too. So accuracy speaks of the large "
-        "classes, balanced accuracy of all alike, and F1 changes with the frequencies:"
+        "Each part keeps the class frequencies of the data, the test part too. So accuracy is mostly about the large "
+        "classes, balanced accuracy counts all classes alike, and F1 changes with the frequencies:"
     )
     frequencies = _rows(["test metric of the choice", *found["frequencies"]], [
         [key.replace("_", " "), *(f"{way[key]:.3f}" for way in found["frequencies"].values())]
@@ -163,7 +165,7 @@ def _table(found):
     from imbook.yours import figures
 
     rows = sorted(found["rows"], key=lambda row: row["valid_cost"])
-    header = ["row", "seeds", "validation cost", "test cost", "less cross entropy", "balanced accuracy", "accuracy",
+    header = ["method", "seeds", "validation cost", "test cost", "less cross entropy", "balanced accuracy", "accuracy",
               "macro F1"]  # fmt: skip
     lines = [
         [r["name"], str(r["seeds"]), f"{r['valid_cost']:.3f}", _with(r["cost"]), _with(r["difference"]),
@@ -172,13 +174,13 @@ def _table(found):
     ]  # fmt: skip
     at = [r["name"] for r in rows].index(found["chosen"])
     note = (
-        "Brackets: 95 % intervals from a bootstrap over the groups of the test part; rows are means over seeds. Chosen "
-        "on validation data alone. Adjusted logits subtract the log of the class shares; by cost: calibrated on "
+        "Brackets: 95 % intervals from a bootstrap over the groups of the test part; each row is the mean over seeds. "
+        "Chosen on validation data alone. Adjusted logits subtract the log of the class shares; by cost: calibrated on "
         "validation data, then the decision of least expected cost."
     )
     recall = _rows(["recall", *found["classes"]], [[r["name"], *(_with(v) for v in r["recall"])] for r in rows], at)
-    drawn = _drawn(figures.dots, found, "Test cost of every row with its interval; the chosen row in colour")
-    return f"<h2>Rows</h2>{_rows(header, lines, at)}<p>{note}</p>{drawn}{recall}"
+    drawn = _drawn(figures.dots, found, "Test cost of every method with its interval; the chosen one in colour")
+    return f"<h2>The methods compared</h2>{_rows(header, lines, at)}<p>{note}</p>{drawn}{recall}"
 
 
 def _decisions(found):
@@ -186,12 +188,12 @@ def _decisions(found):
 
     c = found["calibration"]
     said = (
-        f"Calibration of the chosen row (seed {found['shown_seed']}, the median one): two numbers fitted on validation "
-        f"data, slope {c['slope']:.2f} and prior shift {c['tau']:.2f}. Expected calibration error on test "
+        f"Calibration of the chosen method (seed {found['shown_seed']}, the median one): two numbers fitted on "
+        f"validation data, slope {c['slope']:.2f} and prior shift {c['tau']:.2f}. Expected calibration error on test "
         f"{c['errors'][0]:.3f} before, {c['errors'][1]:.3f} after."
     )
     return (
-        "<h2>Decisions</h2>" + _drawn(figures.confusion, found, "Confusion matrix of the chosen row on test pictures")
+        "<h2>Decisions</h2>" + _drawn(figures.confusion, found, "Test decisions of the chosen method: a confusion matrix")
         + f"<p>{said}</p>" + _drawn(figures.calibration, found, "Share right against confidence, before and after")
     )  # fmt: skip
 

@@ -287,13 +287,13 @@ def _measured(trial):
 def describe(plan: dict[str, Any], trial: Trial) -> str:
     """What a trial is going to do and how long that takes, as a text."""
     more = f", then up to {plan['seeds']} seeds of {FIRST} and the two best" * (plan["seeds"] > plan["first_seeds"])
+    long = f"{plan['seconds'] / 60:.1f} minutes" if plan["seconds"] >= 60 else f"{plan['seconds']:.0f} seconds"
     lines = [
         f"{len(trial.files.y)} pictures, {len(trial.files.classes)} classes; training, validation, test: "
         + ", ".join(str(len(p)) for p in trial.parts),
         f"network: {trial.options.backbone} at {plan['size']} x {plan['size']} pixels, {plan['weights']}"
         + ("; pictures are read again each epoch" if plan["streams"] else ""),
-        f"{len(plan['runs'])} runs of {plan['epochs']} epochs{more}: about {plan['seconds'] / 60:.1f} minutes on this "
-        f"{plan['device']}",
+        f"{len(plan['runs'])} runs of {plan['epochs']} epochs{more}: about {long} on this {plan['device']}",
     ]
     if plan["left_out"]:
         lines.append(f"left out, the budget is too short: {', '.join(plan['left_out'])}")
