@@ -195,6 +195,7 @@ def test_a_short_training_is_said(finished):
         found = json.loads((records.RECORDS / f"{name}.json").read_text())
         said[found["plan"]["epochs"]] = " ".join(report.recommendation(found))
         assert found["train"] == [217, 2488, 224] and "Use over-sampling" in said[6]
+        assert set(found["versions"]) == {"imbook", "torch"}
     assert "Each run had 276 steps. That is short" in said[6] and "That is short" not in said[30]
     assert "too few to tell the two apart" in said[30] and "one standard error" in said[30]
     own = json.loads((finished[0] / "result.json").read_text())

@@ -193,7 +193,7 @@ def _decisions(found):
         f"{c['errors'][0]:.3f} before, {c['errors'][1]:.3f} after."
     )
     return (
-        "<h2>Decisions</h2>" + _drawn(figures.confusion, found, "Test decisions of the chosen method: a confusion matrix")
+        "<h2>Decisions</h2>" + _drawn(figures.confusion, found, "Confusion matrix of the chosen method on test data")
         + f"<p>{said}</p>" + _drawn(figures.calibration, found, "Share right against confidence, before and after")
     )  # fmt: skip
 
