@@ -107,7 +107,7 @@ def run(
             precision=precision,
         )
         judged = _judged(*evaluate(net, test, method))
-        readings = _readings(net, method, row, n, valid, test)
+        readings = _readings(net, method, row, n.clamp(min=1) if dry and not several else n, valid, test)
     return dict(
         key=key,
         schema=SCHEMA,

@@ -329,7 +329,7 @@ def test_ctrl_c_stops_after_the_epoch_and_the_same_command_goes_on(tmp_path, wor
 
 def test_kills_at_any_moment_lose_no_finished_record(tmp_path):
     """Workers, the one who started them, and `collect --every` beside them: each is killed some times, anywhere."""
-    table, out, rng = dict(seeds=10, epochs=10), tmp_path / "out", random.Random(0)
+    table, out, rng = dict(seeds=25, epochs=10), tmp_path / "out", random.Random(0)
     run, archive, seen = ["run", "quick", "--out", "out", "--workers", "2"], out / "records.jsonl.gz", {}
 
     def check():
@@ -354,7 +354,7 @@ def test_kills_at_any_moment_lose_no_finished_record(tmp_path):
         collector.kill(), collector.join(), parent.join()
         wait_for(lambda pair=pair: not any(map(alive, pair)))  # no orphan goes on
         check()
-    assert len(seen) < 20, "every turn was cut short"
+    assert len(seen) < 50, "every turn was cut short"
     (pids := tmp_path / "pids").mkdir()
     parent = start(tmp_path, *run, pids=pids, **table)
     wait_for(lambda: len(list(pids.iterdir())) == 2)
