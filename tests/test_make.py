@@ -10,6 +10,7 @@ from zipfile import ZipFile
 
 import make
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -124,3 +125,25 @@ def test_torch_and_torchvision_come_from_their_own_index_and_stay(tmp_path):
     show = "import importlib.metadata as m; print(*(m.version(n) for n in ('torch', 'torchvision', 'tqdm')))"
     found = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.split()
     assert found == ["2.15.0+cpu", "0.29.2+cpu", "4.70.1"]
+
+
+def test_plain_sphinx_finds_the_book_s_own_extensions(tmp_path, monkeypatch):
+    """They lie in folders that Jupyter Book puts on the path, and plain Sphinx does not."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    own = {ROOT / folder for folder in config["sphinx"]["local_extensions"].values()}
+    packages = [tmp_path / ".venv" / name / "lib/python3/site-packages" for name in ("sphinx", "")]
+    for folder in packages:
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(make, "setup", lambda: None)
+    monkeypatch.setattr(make.venv, "create", lambda *given, **named: None)
+
+    def called(*command, **named):
+        if "config" in command:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(make, "call", called)
+    with pytest.raises(KeyboardInterrupt):
+        make.sphinx()
+    (behind,) = tmp_path.rglob("behind.pth")
+    assert own and own <= set(map(Path, behind.read_text().splitlines()))

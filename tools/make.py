@@ -163,7 +163,8 @@ def sphinx():
     behind = next(Path(".venv/sphinx").rglob("site-packages")) / "behind.pth"
     behind.unlink(missing_ok=True)
     call(python, "-m", "pip", "install", "--quiet", "--upgrade", *SPHINX)
-    behind.write_text("\n".join(map(str, (ROOT, next(Path(".venv").glob("[Ll]ib/**/site-packages")).resolve()))))
+    installed = next(Path(".venv").glob("[Ll]ib/**/site-packages")).resolve()
+    behind.write_text("\n".join(map(str, (ROOT, ROOT / "tools", installed))))  # tools: our own extensions
     shutil.rmtree("_build", ignore_errors=True)
     try:
         call(str(BIN / "jupyter-book"), "config", "sphinx", ".")
