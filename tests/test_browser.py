@@ -24,16 +24,21 @@ PAGES = [p.relative_to(HTML).as_posix() for p in sorted(HTML.glob("*/**/*.html")
 PAGES += ["genindex.html", "search.html"] if PAGES else []
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-each = pytest.mark.parametrize("name", PAGES)
-# What takes long is asked of one page of each folder, and of the others by `make test-long`; there, of the pages that
-# show a module's source, which are all alike, of one.
 SIZED = sorted(PAGES, key=lambda name: (HTML / name).stat().st_size)
+# Pages that show a module's source are all alike: the smallest and the largest here, the others by `make test-long`.
 SOURCES = [name for name in SIZED if name.startswith("_modules/imbook/")]
+# What takes long is asked of the smallest page of each folder, of the others by `make test-long`; of sources, of one.
 KINDS = {name.rpartition("/")[0] or name: name for name in reversed(SIZED) if name not in SOURCES[1:]}
-one_of_each = pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in KINDS.values() else pytest.mark.long)
-    for name in PAGES if name not in SOURCES[1:]
-])  # fmt: skip
+
+
+def pages(names, later):
+    """The test is asked of these pages; of those in `later` by `make test-long` alone."""
+    marked = [pytest.param(name, marks=pytest.mark.long if name in later else []) for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+each = pages(PAGES, SOURCES[1:-1])
+one_of_each = pages([name for name in PAGES if name not in SOURCES[1:]], {*PAGES} - {*KINDS.values()})
 
 # Text of the article that MathJax should have replaced; code is left out, it may hold such characters.
 RAW = r"""() => {

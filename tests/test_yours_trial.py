@@ -145,10 +145,16 @@ def test_a_set_that_a_package_ships_as_a_table(tmp_path):
     assert found["look"]["unreadable"] == [] and min(row["cost"][0] for row in rows.values()) < 0.3
 
 
+def heard():
+    """Ctrl-C is: tests that run in the background were started with it ignored, and would hand that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_control_c_keeps_what_is_done_and_the_same_command_goes_on(folder, tmp_path):
     for epochs in (4, 8, 16, 32):  # on a busy machine a trial may end before this test comes to stop it
         given = command(folder, f"out {epochs}", "--seeds", "1", "--epochs", str(epochs))
-        process = subprocess.Popen(given, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(given, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=heard)  # fmt: skip
         out = tmp_path / f"out {epochs}"
         first = out / "runs/cross-entropy-0.npz"
         while not first.exists() and process.poll() is None:
