@@ -1,7 +1,7 @@
 """The book's figures: each function takes data and `ax=None` and returns the matplotlib axes.
 
-Classes are coloured from head (dark) to tail (light) by one palette that colour-blind readers can order; methods take
-seaborn's colour-blind palette in the order they come in.
+Classes are coloured from head (dark) to tail (light) by one palette that colour-blind readers can order. A method has
+the same colour in every figure of the book (`COLOURS`).
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,57 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor, nn
+
+#: The colour of each method in every figure, by the beginning of a row's label. The book's four are the strongest.
+COLOURS = {
+    "CRL": "#d55e00",
+    "CDB": "#b5179e",
+    "DOS": "#009e73",
+    "MFW": "#e69f00",
+    "cross entropy": "#4d4d4d",
+    "logit adjustment": "#0072b2",
+    "balanced softmax": "#56b4e9",
+    "moved thresholds": "#7f9ccb",
+    "class weights": "#8c6d31",
+    "inverse frequency": "#8c6d31",
+    "deferred re-weighting": "#c49c94",
+    "class-balanced": "#bcbd22",
+    "over-sampling": "#637939",
+    "focal": "#ad494a",
+    "label smoothing": "#a1a1a1",
+    "re-trained classifier": "#17becf",
+    "tau-normalisation": "#9edae5",
+    "CDT": "#756bb1",
+    "mixup": "#7b4173",
+    "manifold mixup": "#ce6dbd",
+    "Remix": "#de9ed6",
+}
+_ALIASES = {"CNN-CL": "over-sampling", "CNN": "cross entropy"}  # the names of the paper of deep over-sampling
+
+
+def colours(labels: Sequence[str]) -> dict[str, Any]:
+    """{label: colour}: that of the method whose name the label begins with.
+
+    Of several rows of one method the first has its colour and the others lighter ones. A label that begins with no
+    method of `COLOURS` (a reader's own) takes one of seaborn's colour-blind palette that no other label here has.
+    """
+    made, seen, own = {}, dict.fromkeys(COLOURS.values(), 0), iter(sns.color_palette("husl", len(labels)))
+    of = {label: _method(label) for label in dict.fromkeys(labels)}
+    for label, method in of.items():
+        if method is None:
+            made[label] = next(own)
+            continue
+        colour = COLOURS[method]
+        rows = sum(m is not None and COLOURS[m] == colour for m in of.values())
+        shades = sns.light_palette(colour, rows + 2, reverse=True)[:rows]  # none of them near white
+        made[label] = shades[seen[colour]]
+        seen[colour] += 1
+    return made
+
+
+def _method(label: str) -> str | None:
+    names = {**dict(zip(COLOURS, COLOURS)), **_ALIASES}
+    return next((names[name] for name in sorted(names, key=len, reverse=True) if label.startswith(name)), None)
 
 
 def palette(classes: int) -> list[tuple[float, float, float]]:
@@ -53,7 +104,7 @@ def strip(runs: pd.DataFrame, metric: str = "balanced_accuracy", ax: Axes | None
         hue="label",
         order=labels,
         hue_order=labels,
-        palette=_methods(labels),
+        palette=colours(labels),
         legend=False,
         ax=ax,
         size=4,
@@ -70,13 +121,15 @@ def differences(compared: pd.DataFrame, ax: Axes | None = None, unit: str = "poi
     """Paired differences with their intervals: a dot and a bar per row, a line at 0, the first row on top.
 
     compared: difference, low and high (see `imbook.verdicts.compare`), the rows' names in the index. unit: of the axis.
-    The dot is full where the interval excludes 0, else empty. Rows without a number are left empty.
+    The dot is full where the interval excludes 0, else empty; it has the colour of the row's method (`COLOURS`), or is
+    black. Rows without a number are left empty.
     """
     ax = _axes(ax, height=0.8 + 0.28 * len(compared))
     for row, (difference, low, high) in enumerate(compared[["difference", "low", "high"]].to_numpy(dtype=float)):
-        found = low > 0 or high < 0
-        ax.plot([low, high], [row, row], color="black", linewidth=1.6)
-        ax.plot(difference, row, "o", color="black", markerfacecolor="black" if found else "white", markersize=6)
+        found, method = low > 0 or high < 0, _method(str(compared.index[row]))
+        colour = "black" if method is None else COLOURS[method]
+        ax.plot([low, high], [row, row], color=colour, linewidth=1.6)
+        ax.plot(difference, row, "o", color=colour, markerfacecolor=colour if found else "white", markersize=6)
     ax.axvline(0, color="grey", linewidth=1)
     ax.set(xlabel=f"difference, {unit}", ylim=(len(compared) - 0.5, -0.5))
     ax.set_yticks(range(len(compared)), compared.index)
@@ -160,16 +213,11 @@ def _mean(value: Any) -> float:
     return float(np.mean([_mean(v) for v in value] if isinstance(value, list) else value))
 
 
-def _methods(labels: list[str]) -> dict[str, Any]:
-    few = len(labels) <= 10  # the palette for colour-blind readers has ten colours and would repeat them
-    return dict(zip(labels, sns.color_palette("colorblind" if few else "husl", len(labels))))
-
-
 def _band(points: pd.DataFrame, x: str, y: str, ax: Axes | None, errorbar: str = "sd", **line: Any) -> Axes:
     ax = _axes(ax)
     labels = list(dict.fromkeys(points["label"]))
     sns.lineplot(
-        points, x=x, y=y, hue="label", hue_order=labels, palette=_methods(labels), errorbar=errorbar, ax=ax, **line
+        points, x=x, y=y, hue="label", hue_order=labels, palette=colours(labels), errorbar=errorbar, ax=ax, **line
     )
     ax.legend(title=None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -9,9 +9,10 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.colors import to_hex, to_rgb  # noqa: E402
 
 from imbook import plots, results  # noqa: E402
+from imbook.tables import TABLES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,8 @@ def test_differences():
         assert list(dots[row].get_xdata()) == [compared["difference"].iloc[row]]
     assert [d.get_markerfacecolor() for d in dots[:3]] == ["black", "black", "white"], "full: the interval excludes 0"
     assert list(ax.lines[-1].get_xdata()) == [0, 0] and ax.get_xlabel() == "difference, points of balanced accuracy"
+    drawn = plots.differences(compared.rename(index={"better": "MFW", "worse": "mixup"}), ax=plt.subplots()[1]).lines
+    assert [line.get_color() for line in drawn[1:6:2]] == [plots.COLOURS["MFW"], plots.COLOURS["mixup"], "black"]
 
 
 def test_strip(runs):
@@ -87,7 +90,7 @@ def test_recall_by_size(runs):
     """The largest class comes first in each run, whichever it is."""
     _, ax = plt.subplots()
     assert plots.recall_by_size(runs, ax=ax) is ax
-    colours = plots._methods(["one", "two"])
+    colours = plots.colours(["one", "two"])
     assert line_of(ax, colours["one"]) == ([1, 2, 3], [90, 50, pytest.approx(20)])
     assert line_of(ax, colours["two"]) == ([1, 2, 3], [80, 80, 50])
     assert ax.get_ylabel() == "recall (%)" and [t.get_text() for t in ax.get_legend().get_texts()] == ["one", "two"]
@@ -96,13 +99,13 @@ def test_recall_by_size(runs):
 def test_recall_by_size_ranks_the_classes_of_all_labels_together(runs):
     record = {"confusion": [[[9, 1], [5, 5]], [[8, 2, 0], [0, 10, 0], [7, 0, 3]]], "n": [[40, 5], [30, 10, 5]]}
     ax = plots.recall_by_size(pd.DataFrame([{"label": "one", "record": record}]))
-    assert line_of(ax, plots._methods(["one"])["one"]) == ([1, 2, 3, 4, 5], pytest.approx([90, 80, 100, 50, 30]))
+    assert line_of(ax, plots.colours(["one"])["one"]) == ([1, 2, 3, 4, 5], pytest.approx([90, 80, 100, 50, 30]))
 
 
 def test_curves_of_several_labels_are_means_of_means():
     rows = pd.DataFrame({"label": "one", "epoch": e, "test": [[0.2, 0.4], [0.9, 0.9, 0.6]]} for e in (1, 2))
     ax = plots.curves(rows, "test")
-    assert line_of(ax, plots._methods(["one"])["one"]) == ([1, 2], pytest.approx([55, 55]))
+    assert line_of(ax, plots.colours(["one"])["one"]) == ([1, 2], pytest.approx([55, 55]))
 
 
 def test_curves():
@@ -114,7 +117,7 @@ def test_curves():
     )
     _, ax = plt.subplots()
     assert plots.curves(rows, "test", ax=ax) is ax
-    colours = plots._methods(["one", "two"])
+    colours = plots.colours(["one", "two"])
     assert line_of(ax, colours["one"]) == ([1, 2], pytest.approx([50, 50]))
     assert line_of(ax, colours["two"]) == ([1, 2], pytest.approx([70, 70]))
     ax = plots.curves(rows, "loss", scale=1)
@@ -153,3 +156,23 @@ def test_decision_regions():
 def test_the_palette_goes_from_dark_to_light(classes):
     luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in plots.palette(classes)]
     assert len(luminance) == classes and luminance == sorted(luminance) and luminance[-1] < 0.85
+
+
+def test_a_method_has_one_colour_in_the_whole_book():
+    alone = {label: plots.colours([label])[label] for label in plots.COLOURS}
+    assert {label: to_hex(c) for label, c in alone.items()} == plots.COLOURS, "whatever else is drawn or not"
+    both = plots.colours(["mine", "MFW, strength 2", "cross entropy", "MFW, strength 4", "CNN-CL, kNN"])
+    assert to_hex(both["MFW, strength 2"]) == plots.COLOURS["MFW"] and len(set(map(to_hex, both.values()))) == 5
+    assert to_hex(both["CNN-CL, kNN"]) == plots.COLOURS["over-sampling"]
+    assert to_hex(plots.colours(["mixup", "manifold mixup"])["manifold mixup"]) == plots.COLOURS["manifold mixup"]
+
+
+def test_two_methods_never_share_a_colour():
+    shared = {c for c in plots.COLOURS.values() if list(plots.COLOURS.values()).count(c) > 1}
+    assert shared == {plots.COLOURS["class weights"]}, "inverse frequency is one of the class weights"
+
+
+def test_every_row_of_a_common_table_has_its_methods_colour():
+    common = [t for name, t in TABLES.items() if name.startswith(("methods-", "rivals-")) and "select" not in name]
+    unknown = {row.label for table in common for row in table.rows if plots._method(row.label) is None}
+    assert len(common) > 4 and unknown == set()

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {  # from top to bottom; a package stands for all its modules
     "commands": ("__main__",),
-    "for chapters": ("lessons", "plots"),
+    "for chapters": ("lessons", "moving", "plots"),
     "your own pictures": ("yours",),
     "the queue": ("workers",),
     "what the book runs": ("tables",),
