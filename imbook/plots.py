@@ -136,6 +136,33 @@ def differences(compared: pd.DataFrame, ax: Axes | None = None, unit: str = "poi
     return ax
 
 
+def ranks(ranked: pd.DataFrame, distance: float, ax: Axes | None = None) -> Axes:
+    """A critical-difference diagram: rows by their mean rank, the best on the left; bars join what is not told apart.
+
+    ranked: ranks, data sets by rows (`imbook.verdicts.ranks`); distance: `imbook.verdicts.critical_difference`. The bar
+    at the top shows its length. Source: Demsar 2006.
+    """
+    mean = ranked.mean().sort_values()
+    joined = [(i, max(j for j, r in enumerate(mean) if r - mean.iloc[i] <= distance)) for i in range(len(mean))]
+    joined = [(i, j) for k, (i, j) in enumerate(joined) if j > i and (k == 0 or j > joined[k - 1][1])]
+    ax, half = _axes(ax, height=1.2 + 0.16 * (len(mean) + 2 * len(joined))), (len(mean) + 1) // 2
+    first = -0.5 - 0.4 * len(joined)
+    for k, (label, rank) in enumerate(mean.items()):
+        left, method = k < half, _method(str(label))
+        end, y = (0.8, first - k) if left else (len(mean) + 0.2, first - (len(mean) - 1 - k))
+        colour = "black" if method is None else COLOURS[method]
+        ax.plot([rank, rank, end], [0, y, y], color=colour, linewidth=1.4)
+        ax.text(end, y, f" {label} ({rank:.1f}) ", ha="right" if left else "left", va="center")
+    for k, (i, j) in enumerate(joined):
+        ax.plot([mean.iloc[i] - 0.04, mean.iloc[j] + 0.04], [-0.4 * (k + 1)] * 2, color="black", linewidth=4)
+    ax.plot([1, 1 + distance], [1.6, 1.6], color="black", linewidth=2)
+    ax.text(1 + distance / 2, 1.8, f"critical difference {distance:.1f}", ha="center", va="bottom")
+    ax.set(xlim=(0.7, len(mean) + 0.3), ylim=(first - half, 2.6), yticks=[], xticks=range(1, len(mean) + 1))
+    ax.xaxis.set_ticks_position("top"), ax.spines[["left", "right", "bottom"]].set_visible(False)
+    ax.spines["top"].set_position(("data", 0))
+    return ax
+
+
 def recall_by_size(runs: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Recall of the class at each rank of size, head to tail: mean over the runs, band of one standard error.
 

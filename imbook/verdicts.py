@@ -158,6 +158,35 @@ def judge(claims: Sequence[Claim], frames: Mapping[str, pd.DataFrame]) -> pd.Dat
     return table
 
 
+def ranks(frames: Mapping[str, pd.DataFrame], labels: Sequence[str], metric: str = "balanced_accuracy") -> pd.DataFrame:
+    """The rank of each row on each data set by its mean over the runs, 1 the best: a DataFrame, data sets by rows.
+
+    frames: {data set: `frame`}; labels: the rows that are ranked; equals share the mean of their ranks. ValueError
+    where a data set lacks one of them, as a rank among fewer is another number, and for stale runs.
+    """
+    lines = {}
+    for name, runs in frames.items():
+        means = fresh(runs).groupby("label")[metric].mean()
+        if missing := [label for label in labels if label not in means]:
+            raise ValueError(f"{name} has no runs of {', '.join(missing)}: run them, or leave the row or the set out")
+        lines[name] = means[list(labels)].rank(ascending=False)
+    return pd.DataFrame(lines).T
+
+
+def critical_difference(rows: int, sets: int, level: float = 0.05) -> float:
+    """How far apart mean ranks must be for a test of all pairs at `level` to tell two rows apart: a number.
+
+    rows: how many are ranked (at least 2), on how many data sets. The Nemenyi test. Source: Demsar, Statistical
+    Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006, equation for CD.
+    """
+    from scipy.stats import studentized_range
+
+    if rows < 2 or sets < 1:
+        raise ValueError(f"{rows} rows on {sets} data sets: at least 2 rows are ranked on at least 1 data set")
+    q = studentized_range.isf(level, rows, math.inf) / math.sqrt(2)
+    return q * math.sqrt(rows * (rows + 1) / (6 * sets))
+
+
 def _one_number(
     frames: Mapping[str, pd.DataFrame], progress_of: Callable[[str], pd.DataFrame], table: str, label: str, column: str,
     when: str | None = None,

@@ -176,3 +176,14 @@ def test_every_row_of_a_common_table_has_its_methods_colour():
     common = [t for name, t in TABLES.items() if name.startswith(("methods-", "rivals-")) and "select" not in name]
     unknown = {row.label for table in common for row in table.rows if plots._method(row.label) is None}
     assert len(common) > 4 and unknown == set()
+
+
+def test_ranks_join_what_is_not_told_apart():
+    ranked = pd.DataFrame({"CRL": [4, 4], "mine": [1, 1], "MFW": [2, 3], "DOS": [3, 2]})
+    ax = plots.ranks(ranked, 1.6)
+    assert [t.get_text().strip() for t in ax.texts[:-1]] == ["mine (1.0)", "MFW (2.5)", "DOS (2.5)", "CRL (4.0)"]
+    bars = [line for line in ax.lines if line.get_linewidth() == 4]
+    ends = [[round(x, 2) for x in bar.get_xdata()] for bar in bars]
+    assert ends == [[0.96, 2.54], [2.46, 4.04]], "first with the middle two, these with the last"
+    assert not [line for line in plots.ranks(ranked, 0.5).lines if line.get_linewidth() == 4][1:], "the two equal ones"
+    assert [line.get_color() for line in ax.lines[:2]] == ["black", plots.COLOURS["MFW"]]

@@ -281,3 +281,25 @@ def test_between_answers_one_question():
     assert answer == {name: by[name] for name in ("n", "difference", "low", "high", "verdict")}
     assert verdicts.between(runs, "base", "better")["difference"] == -answer["difference"]
     assert verdicts.between(runs, "better", "never run")["verdict"] == "not tested"
+
+
+def test_ranks_by_hand():
+    def runs(**means):
+        return pd.DataFrame(
+            [{"label": k, "balanced_accuracy": v + d} for k, v in means.items() for d in (-1, 1)]
+        )  # fmt: skip
+
+    frames = {"one": runs(a=50, b=60, c=70, d=10), "two": runs(a=50, b=50, c=40, d=99)}
+    assert verdicts.ranks(frames, ["a", "b", "c"]).to_numpy().tolist() == [[3, 2, 1], [1.5, 1.5, 3]]
+    with pytest.raises(ValueError, match="two has no runs of e: run them"):
+        verdicts.ranks({"two": frames["two"]}, ["a", "e"])
+
+
+def test_critical_differences_are_demsar_s():
+    """q of the Nemenyi test, table 5(a) of the paper; CD of its example: 4 classifiers, 14 data sets, 1.25."""
+    q = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
+    for k, value in q.items():
+        assert verdicts.critical_difference(k, 1) == pytest.approx(value * (k * (k + 1) / 6) ** 0.5, abs=2e-3 * k)
+    assert verdicts.critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        verdicts.critical_difference(1, 3)
