@@ -310,7 +310,8 @@ def test_alpha_is_eta_times_omega_or_given():
         (dict(form="cubic"), "form"),
         (dict(budget="some"), "budget"),
         (dict(kappa=0), "kappa"),
-        (dict(rho=0), "rho"),
+        (dict(rho=-0.1), "rho"),
+        (dict(rho=1.1), "rho"),
     ],
 )
 def test_bad_settings_are_refused(arguments, match):
@@ -368,6 +369,18 @@ def test_alpha_0_is_cross_entropy_exactly():
     assert loss.item() == plain.item()
     for got, wanted in zip(*(torch.autograd.grad(v, list(net.parameters())) for v in (loss, plain))):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("level", "form"), COMBINATIONS)
+def test_rho_0_is_cross_entropy_times_1_minus_alpha(level, form):
+    """The control of chapter 04: nothing is mined, and cross entropy keeps the weight it has beside the mined loss."""
+    torch.manual_seed(0)
+    loss, net, x, y = step(CRL(torch.tensor([20, 8, 4]), level, form, alpha=0.25, rho=0))
+    plain = CrossEntropy()(net, x, y, None)
+    assert loss.item() == pytest.approx(0.75 * plain.item(), rel=1e-6) and plain > 0
+    for got, wanted in zip(*(torch.autograd.grad(v, list(net.parameters())) for v in (loss, plain))):
+        torch.testing.assert_close(got, 0.75 * wanted, rtol=1e-6, atol=1e-9)
+    assert not minority(y, 3, rho=0).any() and minority(y, 3).any()
 
 
 def test_every_sample_gets_cross_entropy():

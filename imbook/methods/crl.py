@@ -33,7 +33,8 @@ def minority(y: Tensor, classes: int, rho: float = 0.5, budget: str = "kept") ->
     """Equation 3: which classes of a batch are its minority, bool (C,).
 
     The smallest classes whose samples together are at most rho * B; of those, the ones with two samples or more, as a
-    single one forms no pair. y: (B,); classes: C; equally large classes are taken in the order of their numbers.
+    single one forms no pair; none for rho 0. y: (B,); classes: C; equally large classes are taken in the order of their
+    numbers.
     budget: whether single samples use up a part of rho * B: 'kept' no, 'all' yes [R].
     """
     size = torch.zeros(classes, dtype=torch.int64, device=y.device).scatter_add(0, y, torch.ones_like(y))  # (C,)
@@ -145,7 +146,8 @@ class CRL(CrossEntropy):
 
     level: 'class' or 'instance'; form: 'relative', 'absolute' or 'distribution'; kappa, rho, budget, margin, bins: see
     `rectification`. alpha: None for eta * Omega (`imbalance`) of each label, or a number for all of them; balanced
-    data have Omega 0 and need a number. ValueError for an alpha outside [0, 1]. n: (C,), or a tuple of them.
+    data have Omega 0 and need a number. rho 0 mines nothing and leaves (1 - alpha) * L_ce, the control of chapter 04.
+    ValueError for an alpha or rho outside [0, 1]. n: (C,), or a tuple of them.
     stage: where instance level takes the features, flattened: any stage of the network (see `imbook.nets`), default
     what the classifier is given.
     """
@@ -167,8 +169,8 @@ class CRL(CrossEntropy):
         super().__init__()
         if level not in LEVELS or form not in FORMS or budget not in ("kept", "all"):
             raise ValueError(f"level {level!r}, form {form!r}, budget {budget!r}: {LEVELS}, {FORMS}, ('kept', 'all')")
-        if kappa < 1 or bins < 1 or not 0 < rho <= 1:
-            raise ValueError(f"kappa {kappa}, bins {bins}, rho {rho}: kappa and bins from 1, rho in (0, 1]")
+        if kappa < 1 or bins < 1 or not 0 <= rho <= 1:
+            raise ValueError(f"kappa {kappa}, bins {bins}, rho {rho}: kappa and bins from 1, rho in [0, 1]")
         omega = [imbalance(n_j) for n_j in (n if isinstance(n, tuple) else (n,))]
         if alpha is None and not all(omega):
             raise ValueError("a label with equally large classes has Omega 0, so no alpha: pass alpha, e.g. 0.1")

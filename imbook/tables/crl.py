@@ -51,6 +51,10 @@ def crl_rows(
 
 CRL_SIX = crl_rows(CRL_CHOICE)
 CRL_OMEGA = ("CRL, class, relative, alpha = 0.01 Omega", "CRL", {"level": "class", "form": "relative"})
+#: Controls of the same alpha with nothing mined: cross entropy times 1 - alpha.
+CRL_SCALED = ("cross entropy x (1 - alpha), alpha = 0.1", "CRL", {"alpha": 0.1, "rho": 0.0})
+CRL_SCALED_OMEGA = ("cross entropy x (1 - alpha), alpha = 0.01 Omega", "CRL", {"rho": 0.0})
+CRL_SCALED_BALANCED = ("cross entropy x (1 - alpha), alpha = 0.25", "CRL", {"alpha": 0.25, "rho": 0.0})
 
 
 def crl_sweep(level: str, alphas: Sequence[float], kappas: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
@@ -86,6 +90,21 @@ TABLES = {
         "CRL on Fashion-MNIST, long-tailed, ratio 100, batches of 128",
         rows(FASHION_LT, "lenet", SMALL_LARGE, CE, CRL_SIX[0], CRL_SIX[3], CRL_OMEGA),
         together(10),
+    ),
+    "crl-control": Table(
+        "CRL and its controls on Fashion-MNIST, long-tailed, ratio 100",
+        rows(FASHION_LT, "lenet", SMALL, CE, CRL_SCALED, CRL_SIX[0], CRL_SIX[3], CRL_SCALED_OMEGA, CRL_OMEGA),
+        together(10),
+    ),
+    "crl-batch-control": Table(
+        "CRL and its controls on Fashion-MNIST, long-tailed, ratio 100, batches of 128",
+        rows(FASHION_LT, "lenet", SMALL_LARGE, CE, CRL_SCALED_OMEGA, CRL_OMEGA),
+        together(10),
+    ),
+    "crl-balanced-fresh": Table(
+        "CRL and its control on balanced Fashion-MNIST, seeds that no other table has",
+        rows(FASHION_BALANCED, "lenet", SMALL, CE, CRL_SCALED_BALANCED, *crl_rows(CRL_CHOICE_BALANCED, FORMS[:1])),
+        together(10, first=10),
     ),
     "crl-cifar10": Table(
         "CRL on CIFAR-10, long-tailed, ratio 100, short protocol",
