@@ -49,7 +49,7 @@ TABLES = {
     "cdb-epochs": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 100, each epoch recorded",
         rows(FASHION_LT, "lenet", SMALL_EPOCHS, CE, CDB_DYNAMIC, CDB_SMOOTHED[1]),
-        together(10),
+        together(5),
     ),
     "cdb-ablations": Table(
         "CDB on Fashion-MNIST: what matters",
