@@ -101,6 +101,11 @@ TABLES = {
         rows(FASHION_LT, "lenet", SMALL_LARGE, CE, CRL_SCALED_OMEGA, CRL_OMEGA),
         together(10),
     ),
+    "crl-balanced-control": Table(
+        "CRL and its control on balanced Fashion-MNIST",
+        rows(FASHION_BALANCED, "lenet", SMALL, CE, CRL_SCALED_BALANCED, *crl_rows(CRL_CHOICE_BALANCED, FORMS[:1])),
+        together(10),
+    ),
     "crl-balanced-fresh": Table(
         "CRL and its control on balanced Fashion-MNIST, seeds that no other table has",
         rows(FASHION_BALANCED, "lenet", SMALL, CE, CRL_SCALED_BALANCED, *crl_rows(CRL_CHOICE_BALANCED, FORMS[:1])),
