@@ -46,6 +46,15 @@ def test_formulas_script_stays_with_formulas():
     assert "fontawesome" not in with_formula + without
 
 
+def test_no_page_waits_for_the_search_of_sphinx():
+    """Newer themes load it on every page, 50 KB before the first word is drawn; the search page has the book's own."""
+    names = ("_static/searchtools.js", "_static/language_data.js?v=1", "searchindex.js")
+    theirs = "".join(f'<script src="../{name}"></script>\n' for name in names) + "</head>"
+    assert finish.lighter(theirs) == "</head>"
+    page = finish.search(finish.lighter(theirs))
+    assert page.count("<script") == 2 and "_static/sections.js" in page and finish.search(page) == page
+
+
 def test_icons_come_before_the_books_own_style_once():
     once = finish.with_icons(SCRIPTS)
     assert once.index("../_static/icons.css") < once.index("custom.css") and finish.with_icons(once) == once

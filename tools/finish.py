@@ -103,8 +103,11 @@ def icons(folder, texts):
 
 
 def lighter(text):
-    """The page without the theme's icon scripts and, where no formula stands, without the formulas' script."""
-    text = re.sub(r'<script [^>]*(?:fontawesome[^"]*|all\.min)\.js[^>]*></script>\n?', "", text)
+    """The page without the theme's icon scripts, without Sphinx's search, which knows pages but no sections and which
+    newer themes load on every page, and, where no formula stands, without the formulas' script.
+    """
+    unused = r'fontawesome[^"]*|all\.min|searchtools|searchindex|language_data'
+    text = re.sub(rf'<script [^>]*(?:{unused})\.js[^>]*></script>\n?', "", text)
     text = re.sub(r"<link [^>]*fontawesome[^>]*>\n?", "", text)
     if not re.search(r'class="[^"]*\b(math|text_latex)\b', text):
         text = re.sub(r"<script[^>]*>window\.MathJax = .*?</script>\n?", "", text)
@@ -180,10 +183,9 @@ def searchable(texts):
 
 
 def search(text):
-    """The search page with the book's own search in place of Sphinx's, which knows pages but no sections."""
-    old = r'<script [^>]*(?:searchtools|searchindex|language_data)\.js[^>]*></script>\n?'
+    """The search page with the book's own search."""
     own = "".join(f'<script defer src="_static/{name}.js"></script>\n' for name in ("sections", "search"))
-    return text if "_static/sections.js" in text else re.sub(old, "", text).replace("</head>", own + "</head>", 1)
+    return text if "_static/sections.js" in text else text.replace("</head>", own + "</head>", 1)
 
 
 def finish(folder):
