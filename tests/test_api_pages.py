@@ -61,6 +61,13 @@ def test_a_docstring_becomes_a_page():
     assert lines[9:11] == [">>> 1 + 1", "2"]
 
 
+@pytest.mark.parametrize("found", ["(out: Path = PosixPath('runs'))", "(out: Path = WindowsPath('runs'))"])
+def test_a_path_is_shown_as_it_is_written(found):
+    given = None, "class", "imbook.workers.Request", object, None, found, "None"
+    assert api_pages.process_signature(*given) == ("(out: Path = Path('runs'))", "None")
+    assert api_pages.process_signature(*given[:-2], None, None) == (None, None)
+
+
 def test_shown_code_has_neither_docstring_nor_hints():
     code = lessons.source(DOS.terms)
     assert code.startswith("def terms(self, net, x, y, i):\n    seen = []\n\n    def extend(z):\n        seen.append(")

@@ -107,6 +107,11 @@ def test_no_error_and_no_raw_markup(page):
     assert not re.search(r"\{[\w:]+\}`|:::|\]\(", text), "markup that was not understood"
 
 
+def test_no_page_names_the_folder_it_was_built_in():
+    """The reference would by a value, a chapter by a warning."""
+    assert PAGES and not [page for page in PAGES if ROOT.as_posix() in page.read_text(encoding="utf-8")]
+
+
 def test_the_reference_has_every_public_name():
     """Each function and class with its signature and a link to its source, each explained constant; nothing twice."""
     found = Counter(dt["id"] for page in PAGES if page.parent.name == "api" for dt in soup(page).select("dt.sig[id]"))

@@ -166,12 +166,14 @@ def skip(app, what, name, thing, skip, options):
 
 
 def process_signature(app, what, name, thing, options, signature, result):
-    """That of __init__ where autodoc found only what `imbook.train.Method.__new__` says: (*given, **named)."""
+    """That of __init__ where autodoc found only what `imbook.train.Method.__new__` says: (*given, **named); paths as
+    they are written, not as the system that builds the pages calls them.
+    """
     if what == "class" and signature and "*given" in signature:
         own = inspect.signature(thing.__init__)
         own = own.replace(parameters=list(own.parameters.values())[1:], return_annotation=inspect.Signature.empty)
         return stringify_signature(own, unqualified_typehints=True), None
-    return None
+    return re.sub(r"\b(?:Posix|Windows)Path\(", "Path(", signature or "") or signature, result
 
 
 def backlinks(app, pagename, template, context, doctree):
