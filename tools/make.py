@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(".venv", "Scripts" if os.name == "nt" else "bin")
 PYTHON = str(BIN / "python")
 # Sphinx 9.0, the newest for Python 3.11, shows every constant's value in the reference, whatever no-value says.
-SPHINX = ["sphinx!=9.0.*", "sphinx-book-theme", "sphinx-external-toc", "sphinx-multitoc-numbering", "myst-nb", "sphinx-design",
-          "sphinx-copybutton", "sphinx-togglebutton", "sphinx-comments", "sphinxcontrib-bibtex"]  # fmt: skip
+SPHINX = ["sphinx!=9.0.*", "sphinx-book-theme", "sphinx-external-toc", "sphinx-multitoc-numbering", "myst-nb",
+          "sphinx-design", "sphinx-copybutton", "sphinx-togglebutton", "sphinx-comments",
+          "sphinxcontrib-bibtex"]  # fmt: skip
 METHODS = ("baselines", "mixup", "crl", "cdb", "dos", "mfw", "features")
 PORTABLE = [f"tests/test_{name}*.py" for name in ("data", "nets", "metrics", *METHODS)]
 
