@@ -607,6 +607,26 @@ def test_one_pass_is_that_of_the_two_halves(stage, v):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_lean_live_neighbours_are_the_same_loss_for_fewer_images(epoch):
+    """Before the first round no neighbour passes f, in it those of minority images; loss and gradients as without."""
+    found = {}
+    for lean in (False, True):
+        method = DOS(N, k=3, v="live", lean=lean, minority="half", start=1, every=1)
+        made, train = began(method, dtype=torch.float64, epoch=epoch)
+        made.eval()  # its dropout would draw other numbers
+        embedded, inputs, i = [], train.inputs, torch.arange(0, len(train.y), 3)
+        train.inputs = lambda of: (embedded.append(len(of)), inputs(of))[1]  # noqa: B023
+        torch.manual_seed(5)
+        loss = method(made, inputs(i), train.y[i], i)
+        found[lean] = loss, torch.autograd.grad(loss, list(made.parameters()), allow_unused=True), sum(embedded)
+    minority = int(small_classes(N, "half")[train.y[i]].sum()) if epoch else 0
+    assert found[False][2] == 3 * len(i) and found[True][2] == 3 * minority
+    assert found[True][0].item() == pytest.approx(found[False][0].item(), rel=1e-12)
+    for a, b in zip(found[True][1], found[False][1]):
+        assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, rtol=1e-10, atol=1e-14))
+
+
 def test_live_neighbours_of_images_in_another_memory_format():
     torch.manual_seed(0)
     made = nets.resnet8(3, 1)  # channels last

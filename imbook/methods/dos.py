@@ -145,6 +145,8 @@ class DOS(Method):
     neighbours: no unit either, but it shrinks with the class, so that the pull does not fade), 'features' (D) or
     'none' (1, as printed); see also `scale_or_one`. v: 'stored' (fixed through the round: H(g(v), y) gives gradient to
     g only, and little but l'_f moves f for a minority image) or 'live' (v = f of the neighbour's image, with gradient).
+    lean: 'live' embeds the neighbours of minority images alone: the same loss where f has no BatchNorm or dropout, for
+    less on a CPU; no CUDA graph holds such a step, whose sizes depend on the batch.
     read: also read the features by k nearest neighbours and logistic regression (`imbook.methods.features.readings`).
 
     Logs round, spread (that mean, unscaled), and within and within_majority: the variance of features around the class
@@ -156,7 +158,7 @@ class DOS(Method):
     def __init__(
         self, n: Tensor, k: int = 5, r: float = 1.0, start: int = 3, every: int = 2, minority: str = "median",
         stage: str | None = None, lambda_: float = 1.0, w: str = "simplex", scale: str = "variance", v: str = "stored",
-        read: bool = False,
+        lean: bool = False, read: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value, known in (
@@ -172,7 +174,7 @@ class DOS(Method):
                 "every at least 1, r above 0"
             )
         self.k, self.start, self.every, self.stage, self.lambda_ = k, start, every, stage, lambda_
-        self.law, self.scale_by, self.live, self.read = w, scale, v == "live", read
+        self.law, self.scale_by, self.live, self.lean, self.read = w, scale, v == "live", lean, read
         small = small_classes(n, minority)
         times = torch.where(small, (r * n.max() / n.clamp(min=1)).round().clamp(min=1), 1)
         self.register_buffer("small", small)  # (C,)
@@ -209,20 +211,19 @@ class DOS(Method):
         return torch.where(self.active[y], cluster, plain), z
 
     def targets(self, net: nn.Module, z: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        """The neighbours' features v (B, K, D) of the images at positions i (B,), and their weights w (B, K).
-
-        z: the images' own features (B, D).
-        """
+        """The features v (B, K, D) of the neighbours of images i (B,), and weights w (B, K). z: their own (B, D)."""
         near = self.near[i]  # (B, K), K = k
         if self.law == "none":
             near = torch.cat([i[:, None], near], 1)  # equation (1): K = k + 1
             w = torch.ones_like(near, dtype=z.dtype)
         else:
             w = draw_weights(self.law, near.shape, z)
-        if self.live:
-            v = features(net, self.source.inputs(near.flatten()), self.stage).flatten(1).view(*near.shape, -1)
-        else:
-            v = self.z[near]
+        v = self.z[near]
+        some = self.active[self.source.y[i]] if self.lean else slice(None)  # whose neighbours pass f
+        if self.live and len(used := near[some]):
+            x = self.source.inputs(used.flatten())
+            fresh = features(net, x, self.stage).flatten(1).view(*used.shape, -1)
+            v = v.to(fresh.dtype).index_put((some,), fresh) if self.lean else fresh
         return v, w
 
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
@@ -260,9 +261,8 @@ class DOS(Method):
         variance = (z - z.mean(0)).square().sum(1).mean()
         fixed, measured = {"none": 1, "features": z.shape[1]}, {"spread": spread, "variance": variance}
         self.scale.fill_(fixed.get(self.scale_by) or scale_or_one(measured[self.scale_by], self.z))
-        self.measured[0] = spread
         within = variance_within(z, train.y, len(self.small))
-        self.measured[1], self.measured[2] = (within[m].nanmean() for m in (self.small, ~self.small))
+        self.measured.copy_(torch.stack([spread, *(within[m].nanmean() for m in (self.small, ~self.small))]))
 
     def log(self, epoch: int) -> dict[str, Any]:
         """What is logged of an epoch in a round."""
