@@ -4,8 +4,6 @@ from imbook.rows import Table
 from imbook.tables.common import (
     BASELINES,
     CE,
-    CIFAR10_LT,
-    CIFAR_SHORT,
     DIGITS,
     DIGITS_LT,
     FASHION_LT,
@@ -22,11 +20,6 @@ TABLES = {
         "Fashion-MNIST, long-tailed, ratio 100", rows(FASHION_LT, "lenet", SMALL, *BASELINES), together(10)
     ),
     "mnist": Table("MNIST, long-tailed, ratio 100", rows(MNIST_LT, "lenet", SMALL, *BASELINES), together(10)),
-    "cifar10": Table(
-        "CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5]),
-        together(3),
-    ),
     "fashion-seeds": Table(
         "Fashion-MNIST: order, draw and training seeds crossed", rows(FASHION_LT, "lenet", SMALL, CE), crossed(3)
     ),
