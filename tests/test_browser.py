@@ -359,6 +359,19 @@ def test_search_works_from_the_disk(visit):
     assert results(visit, HTML.as_uri(), "oversampling")
 
 
+def test_nothing_covers_what_is_searched_for(visit, site):
+    page, _, _ = visit(f"{site}/search.html?q=oversampling", width=390)
+    covered = page.evaluate("""() => {
+      const forms = [...document.querySelectorAll('form.bd-search')];
+      const input = forms.find(e => e.offsetHeight).querySelector('input'), style = getComputedStyle(input);
+      const box = input.getBoundingClientRect();
+      const left = box.left + parseFloat(style.paddingLeft), right = box.right - parseFloat(style.paddingRight);
+      return [...input.form.querySelectorAll('i, svg, span')].map(e => e.getBoundingClientRect())
+        .filter(e => e.width && e.left < right && e.right > left).length;
+    }""")
+    assert covered == 0
+
+
 def test_search_says_when_there_is_nothing(visit, site):
     page, _, _ = visit(f"{site}/search.html?q=xyzzyx", width=1280)
     assert "xyzzyx" in page.inner_text("#search-results [role=status]")
