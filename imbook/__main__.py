@@ -4,12 +4,14 @@ Arguments and printing only; what takes long to import (torch) is imported by th
 """
 
 import argparse
+import ast
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--precision", choices=["float32", "tf32", "bf16", "fp16"], help="with --fast (default: the device's fastest)"
     )
-    command.add_argument("--workers", type=_positive, default=1, help="processes that share the queue and the device")
+    command.add_argument(
+        "--workers", type=_positive, default=1, help="processes that share the queue and the device; of slurm: jobs"
+    )
+    command.add_argument(
+        "--engine", choices=["local", "ray", "slurm"], default="local", help="where runs are made (default: here)"
+    )
+    command.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the engine, such as num_cpus=2 (ray), or timeout_min=240, slurm_partition=gpu (slurm)",
+    )  # fmt: skip
     command.add_argument("--dry", action="store_true", help="two short epochs per run, kept out of every table")
     command = commands.add_parser("collect", help="write all finished records of a folder into one archive")
     _out(command)
@@ -195,10 +206,21 @@ def _provenance(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from imbook import distributed
+
+    if distributed.launched() and (options.workers > 1 or options.fast or options.engine != "local"):
+        raise ValueError("under torchrun the ranks share each run: leave out --workers, --fast and --engine")
+    with distributed.start(options.device):
+        with open(os.devnull, "w") if distributed.rank() else nullcontext(sys.stdout) as out, redirect_stdout(out):
+            return _run_all(options)
+
+
+def _run_all(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from imbook import records
+    from imbook import distributed, records
+    from imbook.engines import sweep
     from imbook.tables import TABLES
     from imbook.workers import Request, length, missing, multi_process_service, share, work
 
@@ -207,32 +229,39 @@ def _run(options: argparse.Namespace) -> int:
     request = Request(tuple(names), labels=tuple(options.row), **given)
     deadline = time.monotonic() + options.budget if options.budget is not None else float("inf")
     news, damaged = {"failed": {}, "stopped": {}, "fast": {}}, []  # each a set in order of arrival
-    jobs = missing(request, records.load(request.out, damaged))
+    jobs = distributed.from_first(lambda: missing(request, records.load(request.out, damaged)))
     for line in damaged:
         print(line)
-    if not torch.cuda.is_available() and (on_gpu := list(dict.fromkeys(j.table for j in jobs if j.device == "cuda"))):
+    elsewhere = options.engine != "local"
+    on_gpu = list(dict.fromkeys(job.table for job in jobs if job.device == "cuda"))
+    if on_gpu and not elsewhere and not torch.cuda.is_available():
         if "all" not in options.tables:
             raise ValueError(f"{', '.join(on_gpu)} need a GPU, none is here: leave them out, or add --device cpu")
         jobs = [job for job in jobs if job.device != "cuda"]
         print(f"left out, no GPU is here: {', '.join(on_gpu)}")
-    if options.workers > 1 and any(job.device == "cuda" for job in jobs):
+    if options.workers > 1 and on_gpu and not elsewhere and torch.cuda.is_available():
         print(f"multi-process service of the GPU: {'on' if multi_process_service() else 'off, workers take turns'}")
-    bar = tqdm(total=sum(length(job, request) for job in jobs), unit="epoch", disable=not jobs)
+    silent = not jobs or distributed.rank() > 0
+    bar = tqdm(total=sum(length(job, request) for job in jobs), unit="epoch", disable=silent)
 
     def tell(what: str, value: Any) -> None:
         if what in news:
             news[what][value] = True
         elif what == "run":
             bar.set_description(value)
-        elif what == "epochs" or options.workers == 1:  # what another worker of ours holds is counted there
+        elif what == "epochs" or options.workers == 1 or elsewhere:  # what another of ours holds is counted there
             bar.update(value)
 
-    if options.workers == 1 or len(jobs) < 2:
+    if elsewhere:
+        sweep(options.engine, jobs, request, deadline, tell, options.workers, dict(options.set))
+    elif options.workers == 1 or len(jobs) < 2:
         work(jobs, request, lambda: deadline, tell)
     else:
         share(jobs, request, deadline, tell, min(options.workers, len(jobs)))
     bar.close()
     have = records.load(request.out, damaged=[])
+    if distributed.rank():
+        return bool(news["failed"])
     if not request.dry:
         for name in request.tables():
             _finish(name, have, request.out)
@@ -326,6 +355,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 1 on")
     return int(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, is_there, value = text.partition("=")
+    if not name.isidentifier() or not is_there:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE, such as timeout_min=240")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a text
 
 
 def _shard(text: str) -> tuple[int, int]:

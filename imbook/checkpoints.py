@@ -13,6 +13,7 @@ from torch import nn
 
 from imbook import records
 from imbook.data import AnyBatches
+from imbook.distributed import from_first
 
 
 def write(path: str | Path, state: dict[str, Any]) -> None:
@@ -27,7 +28,10 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
 
     ValueError for a file that is damaged in any way, or that `write` did not write.
     """
-    content = Path(path).read_bytes()
+    return _decoded(path, Path(path).read_bytes(), device)
+
+
+def _decoded(path: str | Path, content: bytes, device: str | torch.device) -> dict[str, Any]:
     payload, digest = content[:-32], content[-32:]
     try:
         if hashlib.sha256(payload).digest() != digest:
@@ -56,9 +60,11 @@ def save(path: str | Path, identity: dict[str, Any], parts: dict[str, Any], trai
 def restore(path: str | Path, identity: dict[str, Any], parts: dict[str, Any], train: AnyBatches) -> dict[str, Any]:
     """Put parts, training set and generators back to what `save` wrote; returns all that is in the file, a dict.
 
+    Over several ranks only the first needs the file, and their number may be another than that which wrote it.
+
     ValueError where the checkpoint is of another run, naming what differs, and where the file is damaged.
     """
-    state = read(path, train.device)
+    state = _decoded(path, from_first(Path(path).read_bytes), train.device)
     there = state.get("identity")
     if there != identity:
         raise ValueError(

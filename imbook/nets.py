@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from imbook.distributed import enter, leave
+
 
 def mlp(inputs: int, classes: int | tuple[int, ...], width: int = 64) -> nn.Sequential:
     """Two hidden layers: flat, stage1, stage2, head. Input (B, ...) with `inputs` numbers a sample; logits (B, C)."""
@@ -200,7 +202,7 @@ def tap(net: nn.Module, x: Tensor, changes: Mapping[str | None, Callable[[Tensor
     """
     taps = _Taps(net, len(x), changes)
     try:
-        return taps.finish(net(changes["input"](x) if "input" in changes else x))
+        return taps.finish(net(enter(changes["input"](leave(x))) if "input" in changes else x))
     finally:
         taps.remove()
 
@@ -240,7 +242,8 @@ class _Taps:
         if stage in self.seen:
             raise ValueError(f"{self._name(stage)} is called more than once in a pass: choose another stage")
         self.busy = True
-        out = self.changes[stage](z)
+        z = leave(z)
+        out = enter(self.changes[stage](z))
         self.busy = False
         self.seen[stage] = z, None if z.is_inference() else z._version
         return out

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from imbook.data import AnyBatches
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -51,3 +53,19 @@ def learning_rate(protocol: Protocol, epoch: int) -> float:
         share = (epoch - protocol.warmup) / (protocol.epochs - protocol.warmup)
         return protocol.lr * (1 + math.cos(math.pi * share)) / 2
     return protocol.lr * protocol.decay ** sum(epoch >= m for m in protocol.milestones)
+
+
+def check_stated(protocol: Protocol, train: AnyBatches) -> None:
+    """What a protocol states must be so, else ValueError: batches are made by the caller, their own numbers count."""
+    if (train.crop, train.flip) == (None, None) and (protocol.crop or protocol.flip):
+        raise ValueError(
+            f"protocol {protocol.name!r} states crop {protocol.crop} and flip {protocol.flip}, but images of a "
+            "DataLoader are augmented by their own transforms: put crop=0, flip=False in the protocol"
+        )
+    for name in ("batch", "crop", "flip"):
+        stated, made = getattr(protocol, name), getattr(train, name)
+        if made is not None and made != stated:
+            raise ValueError(
+                f"protocol {protocol.name!r} states {name} {stated}, the training set was made with {name} {made}: "
+                f"make them equal, such as Batches(..., {name}=protocol.{name})"
+            )

@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from imbook import checkpoints
+from imbook import checkpoints, distributed
 from imbook.data import AnyBatches
 from imbook.fast import Step, describe
 from imbook.instruments import FeatureGradients
 from imbook.metrics import confusion, recall
 from imbook.nets import classifier, prior_bias
-from imbook.protocol import Protocol, learning_rate
+from imbook.protocol import Protocol, check_stated, learning_rate
 
 __all__ = ["FeatureGradients", "Method", "Protocol", "evaluate", "fit", "group_recall", "learning_rate"]
 
@@ -157,7 +158,7 @@ def fit(
     chapter 02.
     """
     type(method)._check_labels(train.n)
-    _check_stated(protocol, train)
+    check_stated(protocol, train)
     if method.needs_valid and valid is None:
         raise ValueError(f"{type(method).__name__} measures on a held-out balanced set: pass valid=Batches(...)")
     if precision is not None and not fast:
@@ -185,9 +186,11 @@ def fit(
 
     def save(epoch: int) -> None:
         more: Any = dict(epoch=epoch, spent=spent, elapsed=before + time.perf_counter() - begun, curve=curve)
-        checkpoints.save(checkpoint, identity, parts, train, **more)  # type: ignore[arg-type]
+        if distributed.rank() == 0:
+            checkpoints.save(checkpoint, identity, parts, train, **more)  # type: ignore[arg-type]
 
     with (
+        distributed.training(net, method, fast=fast, instrument=instrument is not None),
         _each_once(train),
         nullcontext() if instrument is None else FeatureGradients(net, method, instrument, train.n) as gradients,
         Step(net, method, optimiser, train, gradients, precision) if fast else nullcontext() as step,
@@ -199,7 +202,7 @@ def fit(
             sets = dict(train=train, valid=valid, test=test)
             identity = _identity(net, method, sets, protocol, seed, trained if frozen else None, groups, instrument)
             identity["precision"] = precision
-            if Path(checkpoint).exists():
+            if distributed.from_first(Path(checkpoint).exists):
                 state = checkpoints.restore(checkpoint, identity, parts, train)
                 curve, start, spent, before = (state[k] for k in ("curve", "epoch", "spent", "elapsed"))
         if start == protocol.epochs:
@@ -221,6 +224,7 @@ def fit(
                     optimiser.step()
                     losses[b] = loss.detach()
             gradient = None if gradients is None else gradients.take()
+            losses = distributed.end(net, losses)
             _check_finite(losses, trained, train, epoch, checkpoint)
             if epoch + 1 == protocol.epochs:
                 _finish(method, epoch + 1, net, train, valid, seed)
@@ -247,7 +251,7 @@ def fit(
                 save(epoch + 1)
             if tick is not None:
                 try:
-                    tick(epoch + 1, row)
+                    distributed.from_first(partial(tick, epoch + 1, row))
                 except BaseException:  # a stop: what is trained by now is kept
                     if checkpoint is not None and not saved:
                         save(epoch + 1)
@@ -270,8 +274,9 @@ def evaluate(net: nn.Module, batches: AnyBatches, method: Method | None = None) 
     finally:
         for m, mode in zip(modules, modes):
             m.training = mode
-    joined = tuple(map(torch.cat, zip(*scores))) if isinstance(scores[0], tuple) else torch.cat(scores)
-    return joined, torch.cat(labels)
+    join = lambda some: distributed.gather(torch.cat(some))  # noqa: E731
+    joined = tuple(map(join, zip(*scores))) if isinstance(scores[0], tuple) else join(scores)
+    return joined, distributed.gather(torch.cat(labels))
 
 
 def group_recall(
@@ -294,7 +299,9 @@ def _update(
     method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: AnyBatches | None, seed: int
 ) -> dict[str, Any]:
     with _aside(method, epoch, net, train, seed):
-        return method.update(epoch, net, train, valid) or {}
+        logged = method.update(epoch, net, train, valid) or {}
+    distributed.begin(epoch, seed, train, method)
+    return logged
 
 
 def _finish(method: Method, epoch: int, net: nn.Module, train: AnyBatches, valid: Any, seed: int) -> None:
@@ -329,22 +336,6 @@ def _each_once(train: AnyBatches) -> Iterator[None]:
         yield
     finally:
         train.order = once
-
-
-def _check_stated(protocol: Protocol, train: AnyBatches) -> None:
-    """What a protocol states must be so: batches are made by the caller, and their own numbers would be used."""
-    if (train.crop, train.flip) == (None, None) and (protocol.crop or protocol.flip):
-        raise ValueError(
-            f"protocol {protocol.name!r} states crop {protocol.crop} and flip {protocol.flip}, but images of a "
-            "DataLoader are augmented by their own transforms: put crop=0, flip=False in the protocol"
-        )
-    for name in ("batch", "crop", "flip"):
-        stated, made = getattr(protocol, name), getattr(train, name)
-        if made is not None and made != stated:
-            raise ValueError(
-                f"protocol {protocol.name!r} states {name} {stated}, the training set was made with {name} {made}: "
-                f"make them equal, such as Batches(..., {name}=protocol.{name})"
-            )
 
 
 def _check_weights(net: nn.Module) -> None:
@@ -397,4 +388,5 @@ def _identity(
         parameters=None if chosen is None else [name for name, p in net.named_parameters() if id(p) in chosen],
         groups=None if groups is None else groups.tolist(),
         instrument=instrument,
+        **distributed.choices(),
     )

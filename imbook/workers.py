@@ -10,13 +10,14 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imbook import records
+from imbook import distributed, records
 from imbook.experiments import run
 from imbook.fast import CaptureError
 from imbook.methods import METHODS
@@ -113,23 +114,30 @@ def missing(request: Request, have: dict[str, dict[str, Any]] | None = None) -> 
 
 
 def work(jobs: Sequence[Job], request: Request, deadline: Callable[[], float], tell: Callable[[str, Any], Any]) -> None:
-    """Make what is missing, one run after the other. tell(what, value): progress and news; deadline(): a time."""
-    longest = {}
+    """Make what is missing, one run after the other. tell(what, value): progress and news; deadline(): a time.
+
+    Within `imbook.distributed.start` all ranks make each run together; the first decides, and saves the record.
+    """
+    longest, first = {}, distributed.rank() == 0
 
     def tick(epoch: int, entry: dict[str, Any] | None) -> None:
         tell("epochs", 1)
         if time.monotonic() > deadline():
             raise BudgetSpent
 
+    def late(job: Job) -> bool:
+        return time.monotonic() + longest.get(job.table, 0) > deadline()
+
     try:
         for job in jobs:
             if job.device == "cpu":
                 torch.set_num_threads(1)
             key = request.key(job.row, job.seeds)
-            if time.monotonic() + longest.get(job.table, 0) > deadline():
+            if distributed.from_first(partial(late, job)):
                 raise BudgetSpent
-            with records.claim(request.out, key) as mine:
-                if not mine or _made(request.out / f"{key}.json", job.row):
+            path = request.out / f"{key}.json"
+            with records.claim(request.out, key) if first else contextlib.nullcontext(False) as mine:
+                if distributed.from_first(partial(_taken, mine, path, job.row)):
                     tell("skipped", length(job, request))
                     continue
                 tell("run", str(job))
@@ -140,13 +148,16 @@ def work(jobs: Sequence[Job], request: Request, deadline: Callable[[], float], t
                         job.row, job.seeds, job.device, kept, tick, request.dry, request.fast, request.precision
                     )
                 except FAILURES as error:
+                    if distributed.size() > 1 and not isinstance(error, FloatingPointError):
+                        raise  # it may be of this rank alone, and the others would wait for it
                     tell("failed", f"{job}: {error}")
                     if isinstance(error, CaptureError) and error.__cause__ is not None:
                         tell("stopped", "a capture broke off and may have spoiled this process")
                         return
                     continue  # one such run must not end the queue
-                records.save(record, request.out)
-                checkpoint.unlink(missing_ok=True)
+                if first:
+                    records.save(record | distributed.described(), request.out)
+                    checkpoint.unlink(missing_ok=True)
                 if request.fast:
                     tell("fast", record["fast"])
                 longest[job.table] = max(longest.get(job.table, 0), time.monotonic() - began)
@@ -233,6 +244,10 @@ def multi_process_service() -> bool:
 
 def _current(record: dict[str, Any] | None, row: Row) -> bool:
     return record is not None and record["method_version"] == METHODS[row.method].version
+
+
+def _taken(mine: bool, path: Path, row: Row) -> bool:
+    return not mine or _made(path, row)
 
 
 def _made(path: Path, row: Row) -> bool:

@@ -14,13 +14,13 @@ LAYERS = {  # from top to bottom; a package stands for all its modules
     "commands": ("__main__",),
     "for chapters": ("lessons", "moving", "plots"),
     "your own pictures": ("yours",),
-    "the queue": ("workers",),
+    "the queue": ("workers", "engines"),
     "what the book runs": ("tables",),
-    "running, reading": ("experiments", "results", "verdicts"),
+    "running, reading": ("experiments", "results", "verdicts", "cost"),
     "declarations": ("rows",),
     "methods": ("methods",),
     "training": ("train", "fast", "precision", "instruments", "checkpoints", "protocol"),
-    "ground": ("data", "attributes", "nets", "metrics", "records", "memory"),
+    "ground": ("data", "attributes", "large", "nets", "nets_large", "metrics", "records", "memory", "distributed"),
 }
 
 

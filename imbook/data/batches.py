@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imbook.data.images import Images
 from imbook.data.imbalance import class_counts
+from imbook.distributed import least, own
 
 
 class Batches:
@@ -18,7 +19,8 @@ class Batches:
     Iterating yields x (B, channels, height, width) normalised, y (B,), or (B, labels) where an image has several, and
     i (B,): the positions of the samples in this set, 0 to N-1. The last batch may be smaller; a single image left over
     joins the batch before it, as BatchNorm cannot train on one. `n` holds the images per class, (C,), or a tuple of
-    such counts, one per label.
+    such counts, one per label. While `fit` trains over several ranks (see `imbook.distributed`) x holds the rank's own
+    rows of the batch, and `plain` yields its own samples.
 
     images: `Images`; index: positions in them, or a mask (N,), default all; batch: B; seed: reshuffle at each pass with
     a generator of our own (None: in order); crop: pixels of zero padding, added before normalising, for a random crop
@@ -56,18 +58,19 @@ class Batches:
         return self.y.device
 
     def __len__(self) -> int:
-        return len(sizes(len(self.order), self.batch))
+        return len(sizes(len(self.order), self.batch, least()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for i in self.positions():
-            yield *self.take(i), i
+            x, y = self.take(i)
+            yield own(x), y, i
 
     def positions(self) -> tuple[Tensor, ...]:
         """The batches of one pass as positions alone, a tuple of int64 (B,): shuffles."""
         order = self.order
         if self.generator is not None:
             order = order[torch.randperm(len(order), generator=self.generator, device=order.device)]
-        return order.split(sizes(len(order), self.batch))
+        return order.split(sizes(len(order), self.batch, least()))
 
     def take(self, i: Tensor) -> tuple[Tensor, Tensor]:
         """x and y of the batch at positions i (B,): augments."""
@@ -79,7 +82,7 @@ class Batches:
         batch: default 250, and 2,000 on a GPU, where launching many small batches would take longer than the work.
         """
         batch = batch or (2000 if self.y.is_cuda else 250)
-        for i in torch.arange(len(self.y), device=self.y.device).split(batch):
+        for i in own(torch.arange(len(self.y), device=self.y.device)).split(batch):
             yield self.inputs(i), self.y[i], i
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -114,15 +117,15 @@ def shift(x: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def sizes(n: int, batch: int) -> list[int]:
-    """The sizes of the batches of one pass over n samples, a list of ints.
+def sizes(n: int, batch: int, least: int = 2) -> list[int]:
+    """The sizes of the batches of one pass over n samples, a list of ints; fewer than `least` join the one before.
 
     >>> sizes(10, 4), sizes(9, 4), sizes(1, 4)
     ([4, 4, 2], [4, 5], [1])
     """
     full, rest = divmod(n, batch)
-    if rest == 1 and full:
-        return [batch] * (full - 1) + [batch + 1]
+    if rest < least and full:
+        return [batch] * (full - 1) + [batch + rest]
     return [batch] * full + [rest] * (rest > 0)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from imbook.data.batches import describe, sizes
 from imbook.data.images import check_labels
 from imbook.data.imbalance import counts
+from imbook.distributed import least, own
 
 
 class Loader:
@@ -22,7 +23,8 @@ class Loader:
     Iterating yields x (B, ...) as the dataset's transforms make it, y (B,), or (B, labels), and i (B,): the positions
     of the samples in the dataset. A single sample left over joins the batch before it, as BatchNorm cannot train on
     one. `n`, `y`, `order`, `generator`, `len`, `plain`, `inputs` and `identity` are those of `Batches`; `order` may be
-    set before any pass. `crop` and `flip` are None: augmentation is the dataset's.
+    set before any pass. `crop` and `flip` are None: augmentation is the dataset's. While `fit` trains over several
+    ranks each reads its own rows of x alone.
 
     dataset: map-style, sample k is (x, y), x a float tensor, y a whole number, or a vector of them. labels: of all
     samples, (N,) or (N, labels); default those that the dataset keeps (see `labels_of`), so that none is read for
@@ -87,7 +89,7 @@ class Loader:
         return self.y.device
 
     def __len__(self) -> int:
-        return len(sizes(len(self.order), self.batch))
+        return len(sizes(len(self.order), self.batch, least()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = self.order.cpu()
@@ -95,15 +97,16 @@ class Loader:
         if self.generator is not None:
             order = order[torch.randperm(len(order), generator=self.generator)]
             seeds = torch.randint(2**31, (len(order),), generator=self.generator)
-        return self._read(self._readers[0], order, seeds, sizes(len(order), self.batch))
+        parts = sizes(len(order), self.batch, least())
+        return self._read(self._readers[0], order.split(parts), seeds.split(parts), own)
 
     def plain(self, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All N samples once, in order, from the dataset without augmentation: yields x, y, i as above.
 
         batch: default that of training.
         """
-        order = torch.arange(len(self.y))
-        return self._read(self._readers[1], order, order, batch or self.batch)
+        parts = own(torch.arange(len(self.y))).split(batch or self.batch)
+        return self._read(self._readers[1], parts, parts, lambda t: t)
 
     def inputs(self, i: Tensor) -> Tensor:
         """x of the samples at positions i (B,), without augmentation: (B, ...). Reads in this process."""
@@ -115,11 +118,11 @@ class Loader:
         return describe(self.n, self.y, *_files(self.dataset))
 
     def _read(
-        self, reader: DataLoader, order: Tensor, seeds: Tensor, parts: int | list[int]
+        self, reader: DataLoader, parts: Sequence[Tensor], seeds: Sequence[Tensor], rows: Callable[[Tensor], Tensor]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         sampler: Any = reader.sampler
-        keys = sampler.start(order.split(parts), seeds.split(parts))
-        for i, x in zip(order.split(parts), reader):
+        keys = sampler.start([rows(i) for i in parts], [rows(s) for s in seeds])
+        for i, x in zip(parts, reader):
             i = i.to(self.device)
             yield x.to(self.device, non_blocking=True), self.y[i], i
             if sampler.keys is not keys and reader.num_workers:

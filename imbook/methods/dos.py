@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imbook import distributed
 from imbook.data import AnyBatches
 from imbook.methods.baselines import wide
 from imbook.methods.features import embed, readings
@@ -25,8 +26,7 @@ def nearest(z: Tensor, k: int) -> Tensor:
 
     z: (n, D), n > k >= 1. Squared Euclidean distances in float64, a block of rows at a time.
     """
-    z = z.double()
-    z = z - z.mean(0)  # smaller numbers, smaller rounding
+    z = z.double() - z.double().mean(0)  # smaller numbers, smaller rounding
     norm, found = z.square().sum(1), []
     for own in torch.arange(len(z), device=z.device).split(max(1, BLOCK // len(z))):
         d = torch.addmm(norm, z[own], z.T, alpha=-2)  # (block, n), without the norm of the row: the same order
@@ -41,13 +41,13 @@ def neighbours(z: Tensor, y: Tensor, k: int, classes: Tensor) -> Tensor:
     z: (N, D); y: (N,); classes: bool (C,), those whose neighbours are sought; rows of other classes hold their own
     position. Where a class has no k others, those it has are repeated in order; one sample alone is its own.
     """
-    found = torch.arange(len(z), device=z.device)[:, None].repeat(1, k)  # (N, k)
-    for c in classes.nonzero().flatten().tolist():
+    away = torch.zeros(len(z), k, dtype=torch.int64, device=z.device)  # from its own position
+    for c in distributed.share(classes.nonzero().flatten().tolist()):
         there = (y == c).nonzero().flatten()
         if len(there) > 1:
             some = nearest(z[there], min(k, len(there) - 1))
-            found[there] = there[some[:, torch.arange(k, device=z.device) % some.shape[1]]]
-    return found
+            away[there] = there[some[:, torch.arange(k, device=z.device) % some.shape[1]]] - there[:, None]
+    return torch.arange(len(z), device=z.device)[:, None] + distributed.total(away)  # (N, k)
 
 
 def draw_weights(law: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -109,8 +109,7 @@ def scale_or_one(scale: Tensor, z: Tensor) -> Tensor:
     scale: a mean of squared distances between rows of z (N, D). Where features have collapsed to one point it is the
     rounding of their dtype, some 1e-14 of their squared length in float32, and nothing can be divided by that.
     """
-    size = wide(z).square().sum(1).mean()
-    return torch.where(scale > (8 * torch.finfo(z.dtype).eps) ** 2 * size, scale, 1)
+    return torch.where(scale > (8 * torch.finfo(z.dtype).eps) ** 2 * wide(z).square().sum(1).mean(), scale, 1)
 
 
 def variance_within(z: Tensor, y: Tensor, classes: int) -> Tensor:
@@ -219,11 +218,12 @@ class DOS(Method):
         else:
             w = draw_weights(self.law, near.shape, z)
         v = self.z[near]
-        some = self.active[self.source.y[i]] if self.lean else slice(None)  # whose neighbours pass f
+        lean = self.lean and distributed.size() == 1  # so few rows may be fewer than ranks
+        some = self.active[self.source.y[i]] if lean else slice(None)  # whose neighbours pass f
         if self.live and len(used := near[some]):
-            x = self.source.inputs(used.flatten())
+            x = self.source.inputs(distributed.own(used.flatten()))
             fresh = features(net, x, self.stage).flatten(1).view(*used.shape, -1)
-            v = v.to(fresh.dtype).index_put((some,), fresh) if self.lean else fresh
+            v = v.to(fresh.dtype).index_put((some,), fresh) if lean else fresh
         return v, w
 
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
@@ -390,9 +390,9 @@ class DOSAbstract(DOS):
         of_class = torch.zeros(len(self.small), self.groups, device=self.a.device)
         of_class.index_put_((self.source.y, self.a), torch.ones_like(self.on), accumulate=True)
         groups = of_class.argmax(1)
-        total, images = self.seen.tolist()
+        energy, images = distributed.total(self.seen).tolist()
         self.seen.zero_()
-        logged = {**super().log(epoch), "groups": groups, "energy": total / images if images else None}
+        logged = {**super().log(epoch), "groups": groups, "energy": energy / images if images else None}
         if self.super_classes is not None:
             from sklearn.metrics import adjusted_rand_score
 

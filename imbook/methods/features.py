@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imbook.data import AnyBatches
+from imbook.distributed import gather
 from imbook.methods.baselines import CrossEntropy, wide
 from imbook.nets import features
 from imbook.train import Method
@@ -24,7 +25,7 @@ def embed(net: nn.Module, batches: AnyBatches, stage: str | None = None) -> Tens
     modes = {m: m.training for m in net.modules()}
     net.eval()
     try:
-        z = torch.cat([features(net, x, stage).flatten(1) for x, _, _ in batches.plain()])
+        z = gather(torch.cat([features(net, x, stage).flatten(1) for x, _, _ in batches.plain()]))
     finally:
         for m, mode in modes.items():
             m.training = mode

@@ -74,7 +74,11 @@ class Mixup(Method):
 
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         partner, lambda_ = self.draw(y)
-        return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, lambda_)
+        return mixed_cross_entropy(self.logits(net, x, partner, lambda_), y, partner, lambda_)
+
+    def logits(self, net: nn.Module, x: Tensor, partner: Tensor, lambda_: Tensor) -> Tensor:
+        """h of the mixed images: (B, C)."""
+        return tap(net, x, {"input": lambda z: mix(z, partner, lambda_)})
 
 
 class ManifoldMixup(Mixup):
@@ -128,4 +132,4 @@ class Remix(Mixup):
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         partner, lambda_ = self.draw(y)
         share = remix_share(lambda_, self.n[y], self.n[y[partner]], self.kappa, self.tau)
-        return mixed_cross_entropy(net(mix(x, partner, lambda_)), y, partner, share)
+        return mixed_cross_entropy(self.logits(net, x, partner, lambda_), y, partner, share)
