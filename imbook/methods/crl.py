@@ -183,10 +183,11 @@ class CRL(CrossEntropy):
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         h, z = self.scores(net, x)
         labels = zip(h, y.T) if isinstance(h, tuple) else [(h, y)]
-        return sum(  # type: ignore[return-value]
-            a * rectification(h_j, z, y_j, **self.settings) + (1 - a) * F.cross_entropy(wide(h_j), y_j)
-            for a, (h_j, y_j) in zip(self.alpha, labels)
-        )
+        loss: Any = 0
+        for a, (h_j, y_j) in zip(self.alpha, labels):
+            mined = rectification(h_j, z, y_j, **self.settings)
+            loss += a * mined + (1 - a) * F.cross_entropy(wide(h_j), y_j)
+        return loss
 
     def scores(self, net: nn.Module, x: Tensor) -> tuple[Any, Tensor | None]:
         """Logits (B, C), or one such tensor per label, and features (B, D); None at class level, which has no use."""
