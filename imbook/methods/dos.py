@@ -387,7 +387,7 @@ class DOSAbstract(DOS):
         self.on.fill_(1)
 
     def log(self, epoch: int) -> dict[str, Any]:
-        of_class = torch.zeros(len(self.small), self.groups, device=self.a.device)
+        of_class = self.on.new_zeros(len(self.small), self.groups)
         of_class.index_put_((self.source.y, self.a), torch.ones_like(self.on), accumulate=True)
         groups = of_class.argmax(1)
         energy, images = distributed.total(self.seen).tolist()
