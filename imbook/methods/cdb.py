@@ -34,8 +34,9 @@ def weights(difficulty: Tensor, tau: float | Tensor) -> Tensor:
     0 / 0: they are equally difficult, and all weights are 1.
     """
     w = difficulty**tau
-    total = w.sum()
-    return torch.where(total > 0, w * len(w) / total.clamp(min=torch.finfo(w.dtype).tiny), torch.ones_like(w))
+    total, tiny = w.sum(), torch.finfo(w.dtype).tiny
+    scaled = w * len(w) / total.clamp(min=tiny)
+    return torch.where(total > 0, scaled, torch.ones_like(w))
 
 
 def dynamic_tau(accuracy: Tensor, variant: str = "paper", eps: float = 0.01) -> Tensor:
@@ -92,6 +93,9 @@ class CDB(Method):
         keep = self.smooth if epoch > 1 else 0.0
         self.accuracy.copy_(keep * self.accuracy + (1 - keep) * measured)
         d = difficulty(self.accuracy).clamp(min=self.floor)
-        tau = dynamic_tau(self.accuracy, self.variant) if self.tau == "dynamic" else torch.tensor(float(self.tau))
+        if self.tau == "dynamic":
+            tau = dynamic_tau(self.accuracy, self.variant)
+        else:
+            tau = torch.tensor(float(self.tau))
         self.w.copy_(weights(d, tau))
         return {"w": self.w.clone(), "tau": tau.item(), "accuracy": self.accuracy.clone()}
