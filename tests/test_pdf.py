@@ -83,6 +83,15 @@ def test_every_page_but_the_cover_has_its_number(book):
         assert (str(number) in (lines[0], lines[-1])) == (number > 1), number
 
 
+@long
+def test_a_heading_is_on_one_page(book):
+    reader, source, _ = book
+    printed = [bare(page.extract_text()) for page in reader.pages]
+    headings = BeautifulSoup(source, "html.parser").select("article :is(h1, h2, h3)")
+    texts = {bare(heading.get_text()) for heading in headings if not heading.select(".math")}
+    assert len(texts) > 100 and [text for text in texts if not any(text in page for page in printed)] == []
+
+
 # Pieces of text whose right edge lies beyond the sheet, as laid out for print.
 OUTSIDE = """() => {
   const found = [], walk = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
