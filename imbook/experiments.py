@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imbook import checkpoints, data, metrics
+from imbook import checkpoints, data, large, metrics
 from imbook.data.batches import sizes
 from imbook.fast import describe
 from imbook.memory import peak_memory
@@ -30,11 +30,29 @@ __all__ = ["Row", "Split", "Table", "make", "run", "steps"]
 
 def make(
     row: Row, seeds: dict[str, int], device: str = "cpu", dry: bool = False
-) -> tuple[nn.Module, Method, data.Batches, data.Batches | None, data.Batches]:
-    """Network, method and the three `Batches` (train, valid, test) of one run, before training.
+) -> tuple[nn.Module, Method, data.AnyBatches, data.AnyBatches | None, data.AnyBatches]:
+    """Network, method and the three sets of batches (train, valid, test) of one run, before training.
 
-    dry: keep one batch of training images and a few of the others, with the true class counts.
+    They are `imbook.data.Batches`, or `imbook.data.Loader`s where the set stays on the disk. dry: keep one batch of
+    training images and a few of the others, with the true class counts.
     """
+    train, held, test, n = (_official if row.split.profile == "official" else _drawn)(row, seeds, device, dry)
+    takes = signature(NETS[row.net]).parameters
+    known = {}
+    if {"inputs", "channels", "size"} & takes.keys():
+        channels, size, *_ = train.inputs(train.order[:1]).shape[1:]
+        known = dict(inputs=channels * size**2, channels=channels, size=size)
+    torch.manual_seed(seeds["train"])
+    classes = tuple(map(len, n)) if isinstance(n, tuple) else len(n)
+    net = NETS[row.net](classes=classes, **{name: value for name, value in known.items() if name in takes})
+    return net, METHODS[row.method](n, **row.hyper), train, held, test
+
+
+Sets = tuple[data.AnyBatches, data.AnyBatches | None, data.AnyBatches, Any]  # train, valid, test, the true class counts
+
+
+def _drawn(row: Row, seeds: dict[str, int], device: str, dry: bool) -> Sets:
+    """The batches of a split that is drawn from a set in memory."""
     images, test_images = _load(row.split.data)
     if row.split.profile == "pair":
         images, test_images = images.only(row.split.classes), test_images.only(row.split.classes)
@@ -47,21 +65,36 @@ def make(
     if row.split.labels:
         images, test_images = images.derive(row.split.labels), test_images.derive(row.split.labels)
     n = data.class_counts(images.y[whole], images.classes)
-    classes = tuple(map(len, n)) if isinstance(n, tuple) else len(n)
-    p, channels, size = row.protocol, *images.x.shape[1:3]
-    torch.manual_seed(seeds["train"])
-    known = dict(inputs=channels * size**2, channels=channels, size=size)
-    takes = signature(NETS[row.net]).parameters
-    net = NETS[row.net](classes=classes, **{name: value for name, value in known.items() if name in takes})
-    method = METHODS[row.method](n, **row.hyper)
+    p = row.protocol
     train = data.Batches(images, index, p.batch, seeds["train"], p.crop, p.flip, device)
     held = None if valid is None else data.Batches(images, valid, device=device)
-    return net, method, train, held, data.Batches(test_images, test, device=device)
+    return train, held, data.Batches(test_images, test, device=device), n
+
+
+def _official(row: Row, seeds: dict[str, int], device: str, dry: bool) -> Sets:
+    """The batches of a set whose parts are given."""
+    p = row.protocol
+    return large.batches(_parts(row.split.data), p.batch, seeds["train"], p.crop, p.flip, device, dry)
+
+
+def _whole(split: Split) -> Any:
+    return _parts(split.data) if split.profile == "official" else _load(split.data)
 
 
 @cache
 def _load(name: str) -> tuple[data.Images, data.Images]:
-    return data.load(name)  # read and checked once a process, not once a run
+    """Read and checked once a process, not once a run."""
+    if name not in large.LARGE:
+        return data.load(name)
+    parts = _parts(name)
+    if not isinstance(parts.train, data.Images) or parts.train.labels:
+        raise ValueError(f"{name} comes in parts of its own: declare its split with the profile 'official'")
+    return parts.train, parts.test
+
+
+@cache
+def _parts(name: str) -> large.Parts:
+    return large.parts(name)
 
 
 def run(
@@ -84,7 +117,7 @@ def run(
         row = replace(row, protocol=protocol, hyper=hyper)
     if fast and precision is None:
         precision = best_precision(device)
-    _load(row.split.data)  # once a process: neither time nor memory of this run
+    _whole(row.split)  # once a process: neither time nor memory of this run
     spent, began = checkpoints.elapsed(checkpoint), time.perf_counter()
     with peak_memory(device) as peak:
         net, method, train, valid, test = make(row, seeds, device, dry)
@@ -139,7 +172,9 @@ def steps(row: Row, n: Any = None) -> int:
 
 
 @cache
-def _class_sizes(split: Split) -> Tensor:
+def _class_sizes(split: Split) -> Any:
+    if split.profile == "official":
+        return large.class_sizes(_parts(split.data).train)
     images, _ = _load(split.data)
     images = images.only(split.classes) if split.profile == "pair" else images
     index, _ = split.indices(images.y, dict(order=0, draw=0))
@@ -151,13 +186,13 @@ def _judged(scores: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Any]:
     each = [metrics.summary(s, t) for s, t in labels]
     return dict(
         metrics={k: rounded(sum(m[k] for m in each) / len(each), 6) for k in each[0]},
-        confusion=[metrics.confusion(s, t).tolist() for s, t in labels],
+        confusion=[metrics.compact(metrics.confusion(s, t)) for s, t in labels],
         auprc=[rounded(metrics.auprc(s.softmax(1), t).tolist()) for s, t in labels],
     )
 
 
 def _readings(
-    net: nn.Module, method: Method, row: Row, n: Any, valid: data.Batches | None, test: data.Batches
+    net: nn.Module, method: Method, row: Row, n: Any, valid: data.AnyBatches | None, test: data.AnyBatches
 ) -> dict[str, dict[str, Any]]:
     """What else the trained network says: for each reading its test results, and its recalls on validation images."""
     sets = {"test": test} | ({} if valid is None else {"valid": valid})

@@ -6,11 +6,13 @@ Chapter 01 says which of the metrics lie.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Matrix = Tensor | Sequence[Sequence[float]]  # (C, C), as a record holds it too
+Matrix = Tensor | Sequence[Sequence[float]] | dict[str, Any]  # (C, C), as a record holds it too: see `compact`
+DENSE = 2000  # classes up to which a record holds every cell
 
 
 def confusion(scores: Tensor, y: Tensor) -> Tensor:
@@ -32,6 +34,28 @@ def confusion(scores: Tensor, y: Tensor) -> Tensor:
     if len(counts) > classes**2:
         raise ValueError(f"a label of {int(y.max())}, and scores of {classes} classes")
     return counts.view(classes, classes)
+
+
+def compact(matrix: Tensor) -> list[list[int]] | dict[str, Any]:
+    """A confusion matrix as plain data for a record, which every metric here takes again.
+
+    A list of C rows; above `DENSE` classes {'classes': C, 'cells': [[row, column, number], ...]}, as most are empty.
+
+    >>> torch.equal(dense(compact(torch.eye(3000))), torch.eye(3000))
+    True
+    """
+    if len(matrix) <= DENSE:
+        return matrix.tolist()
+    row, column = matrix.nonzero(as_tuple=True)
+    return {"classes": len(matrix), "cells": torch.stack([row, column, matrix[row, column].long()], 1).tolist()}
+
+
+def dense(matrix: Matrix) -> Tensor:
+    """A confusion matrix as a tensor (C, C), from any form that a record holds."""
+    if not isinstance(matrix, dict):
+        return torch.as_tensor(matrix)
+    row, column, number = torch.tensor(matrix["cells"]).T
+    return torch.zeros(matrix["classes"], matrix["classes"]).index_put((row, column), number.float())
 
 
 def accuracy(matrix: Matrix) -> float:
@@ -135,4 +159,4 @@ def _where_there_are_samples(values: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _float(matrix: Matrix) -> Tensor:
-    return torch.as_tensor(matrix).double()
+    return dense(matrix).double()

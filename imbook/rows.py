@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbook import data, nets
+from imbook import data, nets, nets_large
+from imbook.large import LARGE
 from imbook.methods import METHODS
 from imbook.train import Protocol
 
@@ -26,21 +27,26 @@ PROFILES = {  # the settings that each profile needs, and may have
     "reduced": ({"share", "reduce"}, set()),
     "pair": ({"share", "n_max", "classes"}, set()),
     "balanced": (set(), {"n_max"}),
+    "gaussian": ({"share"}, {"n_max"}),
+    "official": (set(), set()),
 }
-NETS = {f.__name__: f for f in (nets.mlp, nets.lenet, nets.resnet8, nets.resnet32, nets.dos_net, nets.dos_net_large)}
+_SMALL = (nets.mlp, nets.lenet, nets.resnet8, nets.resnet32, nets.dos_net, nets.dos_net_large)
+_LARGE = (nets_large.resnet10, nets_large.resnet18, nets_large.resnet50, nets_large.r3d_18, nets_large.deepid2)
+NETS: dict[str, Any] = {f.__name__: f for f in (*_SMALL, *_LARGE)}
 
 
 @dataclass(frozen=True)
 class Split:
     """What is trained, held out and tested.
 
-    data: a name for `imbook.data.load`. profile: 'long_tailed', 'step', 'reduced', 'pair' or 'balanced', with its
-    ratio or share. n_max: size of the largest class (of 'pair': of the whole set). valid: images per class held out
-    first, balanced. order: 'index' (the field's class order) or 'seed' (permuted by the seed `order`). draw: 'seed',
-    or 'file' (validation the last images of a class in file order, training the first). classes: of 'pair', the
-    classes kept (majority, minority); reduce: of 'reduced', the number of classes that lose images. train_on_valid:
-    add the held-out images to the training set; a method may still measure on them, but nothing is selected there.
-    labels: several labels per image, derived from its class once the split is drawn (see `imbook.data.Images.derive`).
+    data: a name for `imbook.data.load` or `imbook.large.parts`. profile: 'long_tailed', 'step', 'reduced', 'gaussian',
+    'pair' or 'balanced', with its ratio or share; or 'official', the parts of `imbook.large.parts` as they are. n_max:
+    size of the largest class (of 'pair': of the whole set). valid: images per class held out first, balanced. order:
+    'index' (the field's class order) or 'seed' (permuted by the seed `order`). draw: 'seed', or 'file' (validation the
+    last images of a class in file order, training the first). classes: of 'pair', the classes kept (majority,
+    minority); reduce: of 'reduced', the number of classes that lose images. train_on_valid: add the held-out images to
+    the training set; a method may still measure on them, but nothing is selected there. labels: several labels per
+    image, derived from its class once the split is drawn (see `imbook.data.Images.derive`).
     ValueError for an unknown name or an impossible number, a setting that the profile needs and lacks, and one that it
     does not use.
     """
@@ -60,7 +66,7 @@ class Split:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("data", ["digits", *data.SOURCES]),
+            ("data", ["digits", *data.SOURCES, *LARGE]),
             ("profile", list(PROFILES)),
             ("order", ["index", "seed"]),
             ("draw", ["seed", "file"]),
@@ -84,6 +90,11 @@ class Split:
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise ValueError(f"{name} {value!r}: {said}")
+        if self.profile == "official" and (self.data not in LARGE or self.valid or self.labels):
+            raise ValueError(
+                f"profile 'official' takes {', '.join(LARGE)} as they are, here is {self.data!r} with valid "
+                f"{self.valid} and labels {self.labels}: leave these out, or choose another profile"
+            )
         if self.ratio is not None and self.ratio == int(self.ratio):
             object.__setattr__(self, "ratio", int(self.ratio))  # 100.0 is 100, also in a key
 
@@ -98,6 +109,7 @@ class Split:
             "step": lambda left: data.step(left, own.ratio, seed, self.n_max, order),
             "reduced": lambda left: data.reduced(left, order[: self.reduce].tolist(), own.share, seed),
             "pair": lambda left: data.pair(left, own.n_max, own.share, seed),
+            "gaussian": lambda left: data.gaussian(left, own.share, seed, self.n_max, order),
             "balanced": lambda left: data.draw(left, [self.n_max or n for n in data.counts(left).tolist()], seed),
         }[self.profile](y[rest])
         train = rest[kept]

@@ -168,7 +168,7 @@ def test_a_split_that_means_nothing_is_refused(settings, said):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (dict(net="resnet18"), "a row: net 'resnet18': choose from mlp, lenet"),
+        (dict(net="resnet19"), "a row: net 'resnet19': choose from mlp, lenet"),
         (dict(method="Cdb"), "a row: method 'Cdb': choose from .*CDB"),
         (dict(method="Focal", hyper={"gama": 1.0}), "a row: Focal has no gama: choose from gamma"),
         (dict(method="CDB", hyper={"tau": 1.0, "scheme": "inverse"}), "CDB has no scheme"),

@@ -3,6 +3,7 @@
 Chapter 01 shows the profiles.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,25 @@ def step_counts(n_max: int, ratio: float, classes: int) -> list[int]:
     return [n_max if c < classes // 2 else int(n_max / ratio + 1e-9) for c in range(classes)]
 
 
+def gaussian_counts(n_max: int, reduction: float, classes: int) -> list[int]:
+    """n_c = int(n_max * exp(-c^2 / (2 s^2))), c = 0 .. C-1: a list of C numbers, largest class first.
+
+    s is such that all classes together have lost the share `reduction`, 0 <= reduction < 1 - 1 / C, of their images.
+    The papers only say "along a Gaussian" [P]; that its middle is the largest class is our reading [R].
+
+    >>> gaussian_counts(1000, 0.4, 10), sum(gaussian_counts(1000, 0.4, 10))
+    ([1000, 976, 908, 805, 680, 547, 420, 307, 213, 142], 5998)
+    """
+    if classes < 2 or not 0 <= reduction < 1 - 1 / classes:
+        raise ValueError(f"reduction {reduction} of {classes} classes: from 0 to less than {1 - 1 / max(classes, 1):g}")
+    share = lambda s: [math.exp(-(c**2) / (2 * s**2)) for c in range(classes)]  # noqa: E731
+    low, high = 1e-3, 1e6  # of s: the sum of shares grows with it
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if sum(share(middle)) < classes * (1 - reduction) else (low, middle)
+    return [int(n_max * part + 1e-6) for part in share(high)]
+
+
 def class_order(classes: int, seed: int | None) -> Tensor:
     """The classes from head to tail, a random permutation: int64 (C,); index order where `seed` is None."""
     if seed is None:
@@ -95,6 +115,19 @@ def step(
     n = _no_gaps(y)
     n_max = int(n.min()) if n_max is None else n_max
     return _profile(y, step_counts(n_max, ratio, len(n)), seed, order)
+
+
+def gaussian(
+    y: Tensor, reduction: float, seed: int | None, n_max: int | None = None, order: Tensor | Sequence[int] | None = None
+) -> Tensor:
+    """A subset whose class sizes fall along a Gaussian: positions in y. See `gaussian_counts`.
+
+    reduction: the share of the images that all classes together lose. Other arguments and errors as `long_tailed`.
+    Source: Ando and Huang 2017, experiment 1.
+    """
+    n = _no_gaps(y)
+    n_max = int(n.min()) if n_max is None else n_max
+    return _profile(y, gaussian_counts(n_max, reduction, len(n)), seed, order)
 
 
 def reduced(y: Tensor, classes: Sequence[int], share: float, seed: int | None) -> Tensor:

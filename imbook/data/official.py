@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from imbook.data.back_rotation import back_rotation
 from imbook.data.images import Images, moments
 from imbook.data.imbalance import holdout
 
@@ -42,6 +43,8 @@ SOURCES = {
     "cifar10": Source("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Source("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": Source("SVHN", "svhn"),
+    "stl10": Source("STL10", "stl10_binary"),
+    "mnist-back-rotation": Source("MNIST", "MNIST/raw"),  # made from it: see `imbook.data.back_rotation`
 }
 #: The official super-class of each class, as the set's files give it in 'coarse_labels'.
 SUPER_CLASSES = {
@@ -67,6 +70,7 @@ RAW_MD5 = {
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
+RAW_MD5["mnist-back-rotation"] = RAW_MD5["mnist"]
 
 
 def data_root() -> Path:
@@ -78,7 +82,8 @@ def load(name: str, root: str | Path | None = None) -> tuple[Images, Images]:
     """The official training and test set: a pair of `Images`.
 
     name: 'digits' (scikit-learn's 8 x 8 digits, embedded; 50 test images a class), 'mnist', 'fashion-mnist',
-    'cifar10', 'cifar100' or 'svhn'; root: the data folder, default `data_root()`.
+    'cifar10', 'cifar100', 'svhn', 'stl10' (its labelled part) or 'mnist-back-rotation' (made from MNIST in seconds, see
+    `imbook.data.back_rotation`); root: the data folder, default `data_root()`.
     Raises ValueError for an unknown name, FileNotFoundError for a set that is missing or damaged.
     """
     if name == "digits":
@@ -95,14 +100,15 @@ def load(name: str, root: str | Path | None = None) -> tuple[Images, Images]:
             f"{name} is missing or damaged in {root / source.folder} ({error}). "
             f"Set IMBOOK_DATA to the folder that holds {source.folder}, or download it: python -m imbook data {name}"
         ) from error
-    if source.loader == "SVHN":  # channels first, labels under another name, and no names of classes
-        raw = [(torch.as_tensor(s.data).contiguous(), s.labels, map(str, range(10))) for s in sets]
+    if source.loader in ("SVHN", "STL10"):  # channels first, labels under another name; SVHN has no names of classes
+        names = [getattr(s, "classes", None) or map(str, range(10)) for s in sets]
+        raw = [(torch.as_tensor(s.data).contiguous(), s.labels, n) for s, n in zip(sets, names)]
     else:
         images = [torch.as_tensor(s.data).reshape(len(s), *s.data.shape[1:3], -1) for s in sets]
         raw = [(x.permute(0, 3, 1, 2).contiguous(), s.targets, s.classes) for x, s in zip(images, sets)]
     constants: Any = (source.mean, source.std) if source.mean else moments(raw[0][0])
     train_set, test_set = (Images(x, torch.as_tensor(y), tuple(names), *constants) for x, y, names in raw)
-    return train_set, test_set
+    return back_rotation(train_set, test_set) if name == "mnist-back-rotation" else (train_set, test_set)
 
 
 def download(name: str, root: str | Path | None = None) -> Path:
@@ -181,6 +187,13 @@ def _unlock(descriptor: int | None) -> None:
 
 
 def _source(name: str) -> Source:
+    from imbook.large import LARGE  # which needs this module
+
+    if name in LARGE:
+        raise ValueError(
+            f"{name} cannot be downloaded by this command: put {', '.join(LARGE[name].needs)} below the folder that "
+            f"IMBOOK_DATA names ({LARGE[name].get}); imbook.large.parts reads it"
+        )
     if name not in SOURCES:
         raise ValueError(f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -191,6 +204,8 @@ def _torchvision(source: Source, root: Path, train: bool, download: bool = False
 
     if source.loader == "SVHN":  # keeps its files in the folder that it is given
         return datasets.SVHN(root / source.folder, "train" if train else "test", download=download)
+    if source.loader == "STL10":
+        return datasets.STL10(root, "train" if train else "test", download=download)
     return getattr(datasets, source.loader)(root, train=train, download=download)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from importlib import import_module
 
 #: The modules of `imbook.tables` that declare tables, in the book's order.
-CHAPTERS = ("foundations", "rivals", "crl", "cdb", "dos", "mfw", "side_by_side")
+CHAPTERS = ("foundations", "rivals", "crl", "cdb", "dos", "mfw", "side_by_side", "large")
 #: Every table of the book, {name: `imbook.rows.Table`}.
 TABLES = {}
 for _chapter in CHAPTERS:

@@ -1,0 +1,151 @@
+"""How step time and memory grow with batch, classes and images per class: python benchmarks/growth.py [FILE]
+
+For each method, on one thread of a processor: a training step (forward, backward, update) of a linear classifier on
+features that are given, so that what is seen is the method and its classifier and not a network, against the batch B
+and against the number of classes C (10 to 8,142); the update before an epoch against the images per class; the memory
+that a step adds (the peak of what torch allocates, by its profiler). Then the search for neighbours: the exact one in
+blocks of `imbook.methods.dos.nearest` against faiss, exact and HNSW, in seconds and recall; without faiss (pip install
+faiss-cpu) only our own. Writes one JSON record.
+"""
+
+import sys
+from functools import partial
+
+import torch
+from timing import clock, write
+from torch import nn
+
+from imbook import data, records
+from imbook.cost import neighbour_operations, state_bytes
+from imbook.methods import CDB, CRL, DOS, MFW, BalancedSoftmax, CrossEntropy
+from imbook.methods.dos import nearest
+
+D, K, ROUNDS = 64, 5, 5
+BATCHES, CLASSES, EACH = (32, 128, 512), (10, 100, 1000, 8142), (20, 100, 500)
+SEARCHED = (1000, 4000, 16_000)
+
+
+def batches(classes, each, batch):
+    """Features of 64 numbers as images of 1 x 8 x 8, `each` per class; classes come in turn, the last half as large."""
+    y = torch.arange(classes * each) % classes
+    y = y[(y < (classes + 1) // 2) | (torch.arange(len(y)) % 2 == 0) | (torch.arange(len(y)) < classes)]
+    x = torch.rand(len(y), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = data.Images(x, y, tuple(map(str, range(classes))), (0.5,), (0.25,))
+    return data.Batches(made, batch=batch, seed=0)
+
+
+def network(classes):
+    """A stage that keeps its input, and the classifier."""
+    net = nn.Sequential()
+    net.add_module("stage3", nn.Flatten())
+    net.add_module("head", nn.Linear(D, classes))
+    return net
+
+
+def methods(n):
+    return {
+        "cross entropy": CrossEntropy(),
+        "balanced softmax": BalancedSoftmax(n),
+        "CDB": CDB(n),
+        "CRL, class": CRL(n, level="class", alpha=0.1),
+        "CRL, instance": CRL(n, level="instance", alpha=0.1),
+        "MFW": MFW(n),
+        "DOS": DOS(n, k=K, start=0, every=1, minority="half"),
+    }
+
+
+def peak(work):
+    """Bytes: the most that torch's allocations of a call stand above where they began."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    held = most = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def measure(classes, each, batch):
+    """Milliseconds of a step and of an update, and MB of a step, of each method."""
+    found = {}
+    for name in methods(torch.full((classes,), each)):
+        torch.manual_seed(0)
+        train = batches(classes, each, batch)
+        net, method = network(classes), methods(train.n)[name]
+        optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+        update = torch.no_grad()(partial(method.update, 0, net, train, train))
+        update()
+        x, y, i = next(iter(train))
+
+        def step(method=method, net=net, optimiser=optimiser, x=x, y=y, i=i):
+            loss = method(net, x, y, i)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        step()
+        again = torch.no_grad()(partial(method.update, 1, net, train, train))
+        found[name] = dict(
+            step_ms=1e3 * min(clock(step) for _ in range(ROUNDS)),
+            update_ms=1e3 * min(clock(again) for _ in range(2)),
+            step_mb=peak(step) / 1e6,
+            state_mb=sum(b.numel() * b.element_size() for b in method.buffers()) / 1e6,
+            visits=method.visits(train.n, 1) / len(train.y),
+        )
+    return found
+
+
+def search(size):
+    """Seconds and recall of the ways to find 5 neighbours of each of `size` embeddings of 120 numbers."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(size // 20, 120, generator=g).repeat(20, 1) + 0.5 * torch.randn(size // 20 * 20, 120, generator=g)
+    truth = nearest(z, K)
+    recall = lambda some: (some[:, :, None] == truth[:, None]).any(2).double().mean().item()  # noqa: E731
+    found = {"blocks, float64 (DOS)": dict(seconds=min(clock(lambda: nearest(z, K)) for _ in range(2)), recall=1.0)}
+    try:
+        import faiss
+    except ImportError:
+        return found | {"faiss": None}
+    faiss.omp_set_num_threads(1)
+
+    def by(index):
+        index.add(z.numpy())
+        near = torch.from_numpy(index.search(z.numpy(), K + 1)[1])
+        own = near == torch.arange(len(z))[:, None]
+        own[~own.any(1), -1] = True  # where itself was not found, the last goes
+        return near[~own].view(-1, K)
+
+    hnsw = faiss.IndexHNSWFlat(120, 16)
+    hnsw.hnsw.efSearch = 32
+    for name, index in (("faiss, exact", faiss.IndexFlatL2(120)), ("faiss, HNSW 16, ef 32", hnsw)):
+        kept = []
+        seconds = clock(lambda index=index, kept=kept: kept.append(by(index)))  # building included
+        found[name] = dict(seconds=seconds, recall=recall(kept[0]))
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    path = sys.argv[1] if len(sys.argv) > 1 else records.RECORDS / "growth-cpu.json"
+    record = dict(
+        features=D,
+        neighbours=K,
+        by_batch={str(b): measure(100, 20, b) for b in BATCHES},
+        by_classes={str(c): measure(c, 4, 128) for c in CLASSES},
+        by_images={str(e): measure(20, e, 128) for e in EACH},
+        on_paper={
+            str(c): {m: state_bytes(m, torch.full((c,), 4), D, 128, K) for m in ("CE", "CDB", "CRL", "MFW", "DOS")}
+            for c in CLASSES
+        },
+        search={str(n): search(n) for n in SEARCHED},
+        search_operations={str(n): neighbour_operations(torch.tensor([n]), 120) for n in SEARCHED},
+    )
+    write(record, path)
+    for part in ("by_batch", "by_classes", "by_images"):
+        for size, of in record[part].items():
+            print(part, size, {name: round(v["step_ms"], 3) for name, v in of.items()})
+    for size, of in record["search"].items():
+        print("search", size, of)
