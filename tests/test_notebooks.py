@@ -301,6 +301,12 @@ def test_method_cards_page_is_up_to_date():
     assert (ROOT / "book/_generated/method-cards.md").read_text() == method_cards.cards(ROOT), "run `make generated`"
 
 
+def test_links_of_a_card_hold_on_the_page_of_cards():
+    page = ROOT / "book/method-cards.md"
+    linked = [url for _, url in LINK.findall(method_cards.cards(ROOT)) if not re.match(r"https?://|#", url)]
+    assert linked and all((page.parent / url.split("#")[0]).is_file() for url in linked), linked
+
+
 def test_step_costs_page_is_up_to_date():
     assert (ROOT / "book/_generated/step-costs.md").read_text() == step_costs.page(ROOT), "run `make generated`"
 

@@ -1,10 +1,12 @@
 """Print the method cards of all chapters as one Markdown text, for book/_generated/method-cards.md.
 
 A card is a notebook's markdown cell tagged `method-card`; its first line, a heading, gives way to the chapter's title.
-Links in a card start at the notebooks' folder; written as ../notebooks/NAME or ../book/NAME they hold in the page too.
+Links in a card start at the notebooks' folder: ../book/NAME holds in the page as it is, a chapter's bare name gets the
+folder before it.
 """
 
 import json
+import re
 from pathlib import Path
 
 
@@ -23,7 +25,8 @@ def cards(root):
                 heading, _, body = source.partition("\n")
                 if not heading.startswith("## "):
                     raise ValueError(f"{path}: the method card starts with {heading!r}, not with a ## heading")
-                parts.append(f"## {title}\n\n{body.strip()}\n\n[Read the chapter](../notebooks/{path.name})")
+                body = re.sub(r"\]\((\w+\.ipynb)", r"](../notebooks/\1", body.strip())
+                parts.append(f"## {title}\n\n{body}\n\n[Read the chapter](../notebooks/{path.name})")
     if len(parts) == 1:
         parts.append("No chapter has a method card yet.")
     return "\n\n".join(parts) + "\n"
