@@ -92,8 +92,12 @@ def start(
             )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
+    store, *_ = next(dist.rendezvous("env://"))
+    # torchrun starts all ranks again with the store of before, in which those that died are still named
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     # lengths and plain data go between the processors: nothing of them waits for a GPU
-    dist.init_process_group(backend or ("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"))
+    backend = backend or ("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     _ranks = Ranks(rank, size, loss, batchnorm, options)
     try:
         yield chosen

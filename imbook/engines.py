@@ -30,7 +30,7 @@ def ray(tasks: Sequence[Any], do: Callable[[Any], Any], retries: int = 3, **opti
     engine = _package("ray", "ray")
     if not engine.is_initialized():
         engine.init(log_to_driver=False)
-    remote = engine.remote(max_retries=retries, **options)(do)
+    remote = engine.remote(max_retries=retries, **options)(lambda task: do(task))  # it takes nothing but a function
     waiting = {remote.remote(task): task for task in tasks}
     try:
         while waiting:

@@ -1,17 +1,26 @@
 """Training over several ranks: the numbers of one process, method by method; choices, faults, checkpoints."""
 
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import toys
+from forked import python
 from ranks import ranks
 from torch import nn
 
-from imbook import data, distributed, nets
+from imbook import checkpoints, data, distributed, experiments, nets, records
 from imbook.methods import METHODS
 from imbook.protocol import Protocol
+from imbook.tables import TABLES
 from imbook.train import evaluate, fit
 
 RUN = Protocol("ranks", epochs=2, batch=11, lr=0.05)  # 42 images: rows are shared 6 to 5, in the last batch 5 to 4
@@ -424,3 +433,103 @@ def test_a_checkpoint_is_of_its_choices(tmp_path):
     assert resumed(path, until=1) is None and path.exists()
     for said in ranks(resumed, tmp_path / "ranks", path, loss="rank"):
         assert "holds a checkpoint of another run (loss over ranks: None there, 'rank' here)" in said
+
+
+# Faults
+
+
+def dies(path):
+    """Rank 1 is killed in the third epoch."""
+
+    class Dies(METHODS["Mixup"]):
+        def update(self, epoch, net, train, valid):
+            if distributed.rank() == 1 and epoch == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {}
+
+    return lasting(path, Dies)
+
+
+def lasting(path, kind=None):
+    train = data.Batches(toys.images(N.tolist()), None, RUN.batch, 5)
+    method = (kind or METHODS["Mixup"])(N)
+    method.__class__.__name__ = "Mixup"
+    net, run = network(), replace(RUN, epochs=4)
+    curve = fit(net, method, train, protocol=run, checkpoint=path, every=1)
+    return dict(net=net.state_dict(), curve=curve)
+
+
+def test_a_killed_rank_ends_the_others_and_leaves_the_checkpoint_whole(tmp_path):
+    path = tmp_path / "run.pt"
+    other, killed = ranks(dies, tmp_path / "killed", path)
+    assert killed is None, "it had no last word"
+    assert "RankLost: rank 0: another rank has ended or cannot be reached, so the training ends" in other
+    assert checkpoints.read(path)["epoch"] == 2
+    for rank in ranks(lasting, tmp_path / "again", path):
+        assert far(lasting(tmp_path / "whole.pt"), rank) < 1e-5
+
+
+PAGE = (Path(__file__).parents[1] / "book/distributed.md").read_text()
+SCRIPT = re.search(r"```python\n(# train.py\n.*?)```", PAGE, re.DOTALL)[1]
+COMMANDS = re.findall(r"```bash\n(.*?)\n```", PAGE, re.DOTALL)
+
+
+def shell(command, folder):
+    """A command of the page, in that folder: (exit status, what it printed)."""
+    torchrun, *rest = shlex.split(command)
+    assert torchrun == "torchrun"
+    there = dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    line = [sys.executable, "-m", "torch.distributed.run", *rest]
+    run = subprocess.run(line, cwd=folder, env={**os.environ, **there}, capture_output=True, text=True)
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_the_pages_command_in_another_folder(tmp_path):
+    """The script as it stands there, over two ranks and then, from its checkpoint, in one process."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    status, printed = shell(COMMANDS[0], tmp_path)
+    (said,) = re.findall(r"^2 ranks: (0\.\d{4})$", printed, re.MULTILINE)
+    assert status == 0 and float(said) > 0.5, printed
+    status, again = python(SCRIPT, tmp_path)
+    assert status == 0 and again == f"1 ranks: {said}\n"
+
+
+@pytest.mark.long
+def test_a_table_over_two_ranks(tmp_path):
+    """The page's command makes the records that one process makes."""
+    command = next(c for c in COMMANDS if "-m imbook run" in c)
+    status, printed = shell(command, tmp_path)
+    assert status == 0 and "missing" not in printed, printed
+    made = records.load(tmp_path / "runs")
+    table = TABLES["digits"]
+    for row in table.rows:
+        ours = records.read(tmp_path / f"runs/{row.key(table.seeds[0])}.json")[0]
+        one = experiments.run(row, table.seeds[0])
+        assert ours["ranks"] == 2 and made[ours["key"]]["key"] == one["key"]
+        assert far(one["metrics"], ours["metrics"]) < 1e-5 and one["confusion"] == ours["confusion"]
+
+
+@pytest.mark.long
+def test_torchrun_restarts_what_was_killed(tmp_path):
+    """Without a restart the job fails and names the rank; with one it ends as if nothing had been."""
+    killer = SCRIPT.replace("    curve = fit(", DYING + "    curve = fit(")
+    killer = killer.replace('"run.pt"', '"run.pt", every=1, tick=tick')
+    (tmp_path / "train.py").write_text(killer)
+    status, printed = shell(COMMANDS[0], tmp_path)
+    assert status != 0 and "local_rank: 0" in printed and "SIGKILL" in printed, printed
+    assert checkpoints.read(tmp_path / "run.pt")["epoch"] == 4
+    (tmp_path / "killed").unlink(), (tmp_path / "run.pt").unlink()
+    status, printed = shell(COMMANDS[0].replace("torchrun", "torchrun --max-restarts 1"), tmp_path)
+    assert status == 0 and re.search(r"^2 ranks: 0\.\d{4}$", printed, re.MULTILINE), printed
+
+
+DYING = """
+    import os, signal
+    from pathlib import Path
+
+    def tick(epoch, row):
+        if epoch == 4 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+"""

@@ -57,18 +57,23 @@ def pins(text):
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def installer(environment):
+    """The command that installs what follows it into .venv."""
+    name = environment.get("INSTALLER") or ("uv" if shutil.which("uv") else "pip")
+    if name not in ("uv", "pip"):
+        sys.exit(f"INSTALLER={name}: uv or pip")
+    if name == "uv":
+        return ["uv", "pip", "install", "--quiet", "--python", PYTHON]
+    return [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
 def installs(requirements, environment):
     """The commands that fill .venv: torch from its own index if one is given, the rest, and the package itself.
 
     requirements.lock constrains what requirements.txt does not name. It is no list of what to install: with a torch for
     processors only, the CUDA libraries in it must stay away.
     """
-    installer = environment.get("INSTALLER") or ("uv" if shutil.which("uv") else "pip")
-    if installer not in ("uv", "pip"):
-        sys.exit(f"INSTALLER={installer}: uv or pip")
-    install = ["uv", "pip", "install", "--quiet", "--python", PYTHON]
-    if installer == "pip":
-        install = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = installer(environment)
     wanted, rest = pins(requirements), ["--requirement", "requirements.txt", "--constraint", "requirements.lock"]
     if environment.get("NEWEST") == "1":
         wanted = rest = [re.sub("==.*", "<2" if pin.startswith("jupyter-book") else "", pin) for pin in wanted]
@@ -147,6 +152,7 @@ def pages():
 def test_long():
     """fuzzing, kill and resume, each chapter alone in an empty folder, the PDF, accessibility: minutes"""
     book()
+    call(*installer(os.environ), "ray", "submitit")  # the engines of sweeps, which nothing else needs
     pytest("-m", "long", "tests")
 
 

@@ -219,7 +219,7 @@ class DOS(Method):
             w = draw_weights(self.law, near.shape, z)
         v = self.z[near]
         lean = self.lean and distributed.size() == 1  # so few rows may be fewer than ranks
-        some = self.active[self.source.y[i]] if lean else slice(None)  # whose neighbours pass f
+        some: Any = self.active[self.source.y[i]] if lean else slice(None)  # whose neighbours pass f
         if self.live and len(used := near[some]):
             x = self.source.inputs(distributed.own(used.flatten()))
             fresh = features(net, x, self.stage).flatten(1).view(*used.shape, -1)
