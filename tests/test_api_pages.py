@@ -39,7 +39,7 @@ def test_names_in_backticks(code, place, full):
 
 def test_a_docstring_becomes_a_page():
     lines = api_pages.render(
-        """Weights w of `resnet`s. Derived in chapter 06, not in chapter 99.
+        """Weights w of `resnet`s. Derived in chapter 06, not in chapter 99; see chapter 06b.
 
         w, tau: (C,); other: text.
 
@@ -54,7 +54,8 @@ def test_a_docstring_becomes_a_page():
     )
     assert lines[0] == (
         "Weights w of :py:obj:`resnet <imbook.nets.resnet>`\\ s. Derived in "
-        ":doc:`chapter 06 </notebooks/06_oversampling>`, not in chapter 99."
+        ":doc:`chapter 06 </notebooks/06_oversampling>`, not in chapter 99; see "
+        ":doc:`chapter 06b </notebooks/06b_abstract_labels>`."
     )
     assert lines[2] == "``w``, ``tau``: (C,); other: text."
     assert lines[4:9] == [".. code-block:: python", "", "   x = 1", "     y = 2", ""]

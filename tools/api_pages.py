@@ -17,10 +17,10 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = {path.stem[:2]: f"/notebooks/{path.stem}" for path in ROOT.glob("notebooks/[0-9]*.ipynb")}
+CHAPTERS = {path.stem.split("_")[0]: f"/notebooks/{path.stem}" for path in ROOT.glob("notebooks/[0-9]*.ipynb")}
 SPANS = re.compile(
     r"`(?P<code>[^`]+)`"
-    r"|(?P<chapter>\b[Cc]hapter (?P<number>\d\d)\b)"
+    r"|(?P<chapter>\b[Cc]hapter (?P<number>\d\d[a-z]?)\b)"
     r"|(?:^|(?<=[.;)] ))(?P<names>\*{0,2}[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*)(?=: )"
 )
 
