@@ -160,6 +160,32 @@ def recalls(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(lines, ignore_index=True)[["label", *SEEDS, "class", "rank", "images", "recall"]]
 
 
+def precision_recall(runs: pd.DataFrame, paper: str | None = None) -> pd.DataFrame:
+    """Precision and recall of each class in per cent, means over the runs: one line per label and class.
+
+    runs: `frame`, of one label per image, whose classes keep their size from run to run. Columns: label, class, images
+    (mean in training), precision, recall; with `paper`, a prefix of records/paper_facts.json such as 'dos/table-1b',
+    also paper_precision and paper_recall, nan where the paper's number is not known.
+    """
+    from imbook.metrics import precision, recall
+    from imbook.records import facts
+
+    lines = [
+        {"label": run["label"], "class": c, "images": n, "precision": 100 * p, "recall": 100 * r}
+        for _, run in fresh(runs).iterrows()
+        for matrix in run["record"]["confusion"][:1]
+        for c, (n, p, r) in enumerate(
+            zip(run["record"]["n"], precision(matrix).tolist(), recall(matrix).tolist(), strict=True)
+        )
+    ]
+    table = pd.DataFrame(lines).groupby(["label", "class"], sort=False).mean().reset_index()
+    if paper is not None:
+        for of in ("precision", "recall"):
+            known = [facts().get(f"{paper}/class {c}/{of}", {}).get("value", math.nan) for c in table["class"]]
+            table[f"paper_{of}"] = known
+    return table
+
+
 def time_ratio(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Training time of each row over the baseline's on the same seeds: a DataFrame with median, min and max."""
     wide = runs.pivot_table(index=SEEDS, columns="label", values="train_seconds", sort=False)

@@ -8,9 +8,10 @@ from pathlib import Path
 import miniatures
 import pytest
 import torch
+import toys
 from torchvision.transforms.v2 import functional as TF
 
-from imbook import data, experiments, large, records, tables
+from imbook import data, experiments, large, records, results, tables
 from imbook.__main__ import main
 from imbook.data import clips, files
 from imbook.rows import Split, Table
@@ -325,3 +326,28 @@ def test_titles_say_what_they_need():
             title = tables.TABLES[table].title
             assert isinstance(tables.TABLES[table], Table) and all(folder in title for folder in folders)
             assert "in IMBOOK_DATA" in title
+
+
+def test_precision_and_recall_stand_beside_the_paper(shipped):
+    """DOS's table 1(b), whose two columns are exchanged in print."""
+    shutil.copy(ROOT / "imbook/records/paper_facts.json", shipped)
+    row = tables.TABLES["dos-table-1"].rows[0]
+    matrix = torch.full((10, 10), 2) + 80 * torch.eye(10, dtype=torch.int64)
+    matrix[4] = torch.tensor([10] * 4 + [10] + [10] * 5)
+    made = [toys.record(row, seeds, confusion=[matrix.tolist()], n=[600] * 10) for seeds in table_seeds()]
+    runs = results.frame(tables.TABLES["dos-table-1"], records={r["key"]: r for r in made})
+    found = results.precision_recall(runs, "dos/table-1b").set_index("class")
+    assert list(found.columns) == ["label", "images", "precision", "recall", "paper_precision", "paper_recall"]
+    assert len(found) == 10 and found.loc[4, "recall"] == pytest.approx(10.0)
+    assert found.loc[4, "precision"] == pytest.approx(100 * 10 / 28) and found.loc[0, "recall"] == pytest.approx(82.0)
+    assert (found.loc[4, "paper_precision"], found.loc[4, "paper_recall"]) == (9.0, 92.0)
+    exchanged = (found["paper_precision"] / found["paper_recall"]).sum()  # on a balanced test set recall / precision
+    assert exchanged == pytest.approx(9.84, abs=0.005) and (found["paper_recall"] / found["paper_precision"]).sum() > 30
+    assert "paper_recall" not in results.precision_recall(runs)
+
+
+def table_seeds():
+    seeds = tables.TABLES["dos-table-1"].seeds
+    for some in seeds:
+        assert set(data.class_order(10, some["order"])[:4].tolist()) == {0, 4, 5, 6}, "the paper's minority"
+    return seeds

@@ -136,7 +136,9 @@ def test_what_has_no_metric_is_refused():
 
 
 def test_the_rule_for_absent_classes_is_in_every_docstring():
-    public = [f for name, f in vars(metrics).items() if inspect.isfunction(f) and not name.startswith("_")]
+    forms = ("compact", "dense")  # how a matrix is kept, no metric
+    named = {name: f for name, f in vars(metrics).items() if inspect.isfunction(f) and not name.startswith("_")}
+    public = [f for name, f in named.items() if name not in forms]
     assert len(public) == 11
     for f in public:
         text = " ".join(f.__doc__.split())
