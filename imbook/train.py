@@ -88,7 +88,8 @@ class Method(nn.Module):
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         """The loss of a batch, a scalar.
 
-        x: (B, channels, height, width); y: (B,), or (B, labels); i: (B,) positions in the training set.
+        x: (B, channels, height, width); y: (B,), or (B, labels); i: (B,) positions in the training set. Over several
+        ranks x holds this rank's rows only: leave it to the network, or to `imbook.nets.tap` at the stage 'input'.
         """
         raise NotImplementedError
 
@@ -145,6 +146,8 @@ def fit(
     precision: of fast steps: None (float32, TF32 as torch's switches say), 'float32' (no TF32), 'tf32', 'bf16' or
     'fp16' (autocast with channels_last and, on a GPU, compiled residual blocks; 'fp16' scales the loss).
     `imbook.precision.best_precision` names the fastest of a device.
+
+    Within `imbook.distributed.start` all ranks train together, in one process's steps; tick is called on the first.
 
     Whatever is reused starts fresh: a method that was fitted before is made anew from its arguments
     (`Method.restart`), and `train.order` is each image once at the start and at the end, also after an error. The

@@ -52,14 +52,14 @@ def network(normed=False, drop=0.0):
     return nn.Sequential(OrderedDict(**stages, head=nn.Linear(24, 3)))
 
 
-def trained(case, loader=False, net=None, seed=5, **options):
+def trained(case, loader=False, net=None, seed=5, device="cpu", **options):
     """Weights, method's state, curve and readings of one run."""
     name, hyper = CASES[case]
     net = network() if net is None else net
     if name == "LDAM":
         nets.replace_classifier(net, nets.CosineHead(24, 3))
     images, rest = toys.images(N.tolist()), toys.images((8, 8, 8), seed=1)
-    train, valid = data.Batches(images, None, RUN.batch, seed), data.Batches(rest)
+    train, valid = data.Batches(images, None, RUN.batch, seed, device=device), data.Batches(rest, device=device)
     if loader:
         plain = torch.utils.data.TensorDataset(train.inputs(torch.arange(42)), train.y)
         train = data.Loader(plain, RUN.batch, seed)
@@ -326,6 +326,21 @@ def test_outside_of_fit_a_rank_is_alone(others):
 
 def test_a_stop_of_the_first_rank_stops_all(others):
     assert of(others, "stopped") == ["stopped", "stopped"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", ["CRL", "DOS, live", "Mixup"])
+def test_two_ranks_on_a_gpu(case, tmp_path):
+    """Two ranks share one GPU, over gloo, as NCCL wants a GPU for each: SyncBatchNorm is that of one process."""
+    one = on_gpu(case)
+    for rank in ranks(on_gpu, tmp_path, case, device="cuda:0", backend="gloo"):
+        assert isinstance(rank, dict), rank
+        assert far(one, rank) < 1e-4
+
+
+def on_gpu(case):
+    found = normed(case, device="cuda:0")
+    return {k: {n: t.cpu() for n, t in found[k].items()} for k in ("net", "read")} | {"curve": found["curve"]}
 
 
 # Losses and statistics of each rank alone
