@@ -226,6 +226,7 @@ def generated():
     call(PYTHON, "tools/structure.py", out="book/_generated/structure.md", PYTHONUTF8="1")
     call(PYTHON, "tools/step_costs.py", out="book/_generated/step-costs.md", PYTHONPATH="benchmarks")
     call(PYTHON, "-m", "imbook", "provenance", out="book/_generated/provenance.md")
+    call(PYTHON, "tools/found.py", "book/_static/found.png", out="book/_generated/found.md")
     call(PYTHON, "-m", "imbook", "table", "fashion", "--row", "cross entropy", "--row", "inverse frequency",
          "--row", "logit adjustment", "--figure", "book/_static/readme.png")  # fmt: skip
 
