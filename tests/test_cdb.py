@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from imbook import results
 from imbook.data import Batches, Images
 from imbook.methods import CDB, CrossEntropy
 from imbook.methods.baselines import weighted_cross_entropy
@@ -382,3 +383,11 @@ def test_the_released_protocol():
     assert {k: getattr(CDB_RELEASED, k) for k in expected} == expected
     assert (CDB_RELEASED.crop, CDB_RELEASED.flip, CDB_RELEASED.prior_bias, CDB_RELEASED.warmup) == (4, True, True, 0)
     assert replace(CDB_RELEASED, name="") != CDB_RELEASED
+
+
+def test_what_is_drawn_over_time_has_every_epoch():
+    """The weights swing with a period of about two epochs: every second one alone would look calm."""
+    runs = results.frame(TABLES["cdb-epochs"])
+    assert len(runs) == len(TABLES["cdb-epochs"].runs())
+    for record in runs["record"]:
+        assert [row["epoch"] for row in record["curve"]] == list(range(1, record["protocol"]["epochs"] + 1))
