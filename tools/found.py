@@ -53,9 +53,10 @@ def sentence(title, runs):
     counted = "All four" if len(behind) == 4 else f"{len(behind)} of the four" if behind else "None of the four"
     return (
         f"On {kind} {name} cross entropy finds {low['tail']:.0f} % of the images of the three rarest classes, and "
-        f"logit adjustment, one subtraction after training, {high['tail']:.0f} %; the mean recall of all classes rises from "
-        f"{low['balanced_accuracy']:.1f} to {high['balanced_accuracy']:.1f} %. {counted} published methods, tuned on "
-        f"validation images like everything else, stay behind it. Ahead of it: {' and '.join(ahead) or 'nothing'}."
+        f"logit adjustment, one subtraction after training, {high['tail']:.0f} %; the mean recall of all classes rises "
+        f"from {low['balanced_accuracy']:.1f} to {high['balanced_accuracy']:.1f} %. {counted} published methods, tuned "
+        "on validation images like everything else, stay behind it. "
+        f"Ahead of it: {' and '.join(ahead) or 'nothing'}."
     )
 
 
