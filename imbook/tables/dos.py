@@ -86,7 +86,9 @@ def dos_claims() -> tuple[Claim, ...]:
     of = lambda p, data_set="mnist": f"dos-{data_set}-{p:g}"  # noqa: E731
     less = lambda table, a, b, metric="minority_f1": ((1, table, a, metric), (-1, table, b, metric))  # noqa: E731
     gain = lambda p, sign, data_set: tuple((sign * s, *rest) for s, *rest in less(of(p, data_set), dos, cnn))  # noqa: E731
-    claims = [(1, f"DOS is better than the CNN on MNIST: {m}", less(of(p), dos, cnn, m)) for p in shares for m in sides]
+    claims: list[tuple[int, str, tuple[tuple[Any, ...], ...]]] = [
+        (1, f"DOS is better than the CNN on MNIST: {m}", less(of(p), dos, cnn, m)) for p in shares for m in sides
+    ]
     for p in shares:
         claims += [(2, f"DOS is better than other classifiers: {cl}", less(of(p), dos, cl)) for cl in (knn, logistic)]
     claims += [(3, f"the last layer is hurt: {cl} beats the CNN", less(of(0.99), cl, cnn)) for cl in (knn, logistic)]
