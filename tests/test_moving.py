@@ -30,6 +30,7 @@ def drawn(heights):
 
 @pytest.fixture
 def moving():
+    plt.close("all")
     return Moving(
         drawn([1, 5, 9]), ["epoch 1: 10 %", "epoch 2: 50 %", "epoch 3: <90 %>"], alt="One bar", label="epoch",
         data=[{"recall": r} for r in (0.1, 0.5, 0.9)],
