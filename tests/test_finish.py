@@ -1,5 +1,7 @@
 """What the finished pages hold: figures pixel by pixel, scripts where needed, values together, sections to search."""
 
+import base64
+import io
 import json
 
 import finish
@@ -37,6 +39,19 @@ def test_pages_name_the_figures_that_are_there(tmp_path):
     (tmp_path / "_images/a.webp").touch()
     text = finish.images(tmp_path, '<img src="../_images/a.png"/><img src="../_images/b.png"/>')
     assert text == '<img src="../_images/a.webp"/><img src="../_images/b.png"/>'
+
+
+def test_frames_of_a_moving_figure_become_files_that_wait(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    drawn = io.BytesIO()
+    Image.fromarray(pixels).save(drawn, "PNG")
+    page = f'<img src="data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}" alt="x" hidden>'
+    text = finish.frames(tmp_path, page, "../")
+    (path,) = (tmp_path / "_images").iterdir()
+    assert text == f'<img loading="lazy" src="../_images/{path.name}" alt="x" hidden>'
+    with Image.open(path) as after:
+        assert np.array_equal(np.asarray(after), pixels)
+    assert finish.frames(tmp_path, text, "../") == text
 
 
 def test_formulas_script_stays_with_formulas():

@@ -7,6 +7,7 @@ pages with a formula, a value and its spread stay on one line, and the search pa
 """
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -33,6 +34,25 @@ def figures(folder):
         if len(made.getvalue()) < path.stat().st_size:
             path.with_suffix(".webp").write_bytes(made.getvalue())
             path.unlink()
+
+
+def frames(folder, text, up):
+    """The page with the pictures that it held as text as files; those of a moving figure wait until they are shown.
+
+    up: the way from the page to the book's folder, such as '../'.
+    """
+
+    def name(found):
+        drawn, made = base64.b64decode(found[1]), io.BytesIO()
+        path = folder / "_images" / f"frame-{hashlib.sha256(drawn).hexdigest()[:16]}.webp"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with Image.open(io.BytesIO(drawn)) as image:
+                image.convert("RGB").save(made, "WEBP", lossless=True, quality=60, method=4)
+            path.write_bytes(made.getvalue())
+        return f'<img loading="lazy" src="{up}_images/{path.name}"'
+
+    return re.sub(r'<img src="data:image/png;base64,([\w+/=]+)"', name, text)
 
 
 def images(folder, text):
@@ -198,7 +218,7 @@ def finish(folder):
     (folder / "_static/icons.css").write_text(icons(folder, texts.values()), encoding="utf-8")
     (folder / "_static/sections.js").write_text(searchable(texts), encoding="utf-8")
     for name, text in texts.items():
-        new = named(together(with_icons(lighter(images(folder, text)))))
+        new = named(together(with_icons(lighter(images(folder, frames(folder, text, "../" * name.count("/")))))))
         (folder / name).write_text(search(new) if name == "search.html" else new, encoding="utf-8")
 
 
