@@ -61,16 +61,19 @@ CUT = """() => [...document.querySelectorAll('article div.highlight pre')]
   .filter(e => e.scrollWidth > e.clientWidth + 1 && !(SCROLLS && e.closest('.cell_output')))
   .map(e => e.textContent.slice(0, 80))"""
 ROOM = """() => {
-  const pre = [...document.querySelectorAll('article div.cell_input pre')].find(e => e.offsetHeight);  // not folded
-  if (!pre) return 85;
-  const span = document.createElement('span');
-  span.textContent = 'x'.repeat(85);
-  pre.append(span);
-  const own = getComputedStyle(pre);
-  const room = pre.clientWidth - parseFloat(own.paddingLeft) - parseFloat(own.paddingRight);
-  const width = span.getBoundingClientRect().width, lines = span.getClientRects().length;
-  span.remove();
-  return lines > 1 ? 0 : Math.floor(85 * room / width);
+  const folded = [...document.querySelectorAll('article details.hide:not([open])')];
+  folded.forEach(e => { e.open = true; });
+  const room = [...document.querySelectorAll('article div.cell_input pre')].slice(0, 8).map(pre => {
+    const span = document.createElement('span'), own = getComputedStyle(pre);
+    span.textContent = 'x'.repeat(85);
+    pre.append(span);
+    const inner = pre.clientWidth - parseFloat(own.paddingLeft) - parseFloat(own.paddingRight);
+    const width = span.getBoundingClientRect().width, lines = span.getClientRects().length;
+    span.remove();
+    return lines > 1 ? 0 : Math.floor(85 * inner / width);
+  });
+  folded.forEach(e => { e.open = false; });
+  return Math.min(85, ...room);
 }"""
 # Values such as 81.1 ± 1.4 that stand on two lines.
 SPLIT = r"""() => {
