@@ -186,12 +186,6 @@ def precision_recall(runs: pd.DataFrame, paper: str | None = None) -> pd.DataFra
     return table
 
 
-def time_ratio(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Training time of each row over the baseline's on the same seeds: a DataFrame with median, min and max."""
-    wide = runs.pivot_table(index=SEEDS, columns="label", values="train_seconds", sort=False)
-    return wide.drop(columns=baseline).div(wide[baseline], axis=0).agg(["median", "min", "max"]).T
-
-
 def validation(runs: pd.DataFrame) -> pd.DataFrame:
     """Balanced accuracy on the validation images, one row per label: n, mean and sd in per cent. What a grid shows."""
     rows = runs.groupby("label", sort=False)["valid"].agg(["size", "mean", "std"])

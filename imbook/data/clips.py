@@ -5,15 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from imbook.data.files import Listed, class_names, lines_of, whole_number
+from imbook.data.files import Listed, Pictures, class_names, lines_of, whole_number
 
 #: The share of the training list that is held out: 1,927 of 8,299 clips in CDB's released code [C].
 HELD_OUT = 1927 / 8299
 
 
-class Clips(Dataset):
+class Clips(Pictures):
     """Video files with a label each, read one by one: sample k is (transform(frames), y), x (3, frames, side, side).
 
     root, samples, classes: as in `imbook.data.files.Pictures`; frames: how many are taken of each clip, at equal
@@ -25,12 +24,8 @@ class Clips(Dataset):
         self, root: str | Path, samples: Sequence[tuple[str, int]], classes: tuple[str, ...],
         transform: Callable[[Tensor], Tensor], frames: int = 10,
     ) -> None:  # fmt: skip
-        self.root, self.classes, self.transform, self.frames = Path(root), classes, transform, frames
-        self.samples = [(str(self.root / name), y) for name, y in samples]
-        self.targets = [y for _, y in samples]
-
-    def __len__(self) -> int:
-        return len(self.samples)
+        super().__init__(root, samples, classes, transform)
+        self.frames = frames
 
     def __getitem__(self, k: int) -> tuple[Tensor, int]:
         path, y = self.samples[k]
