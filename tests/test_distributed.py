@@ -240,6 +240,7 @@ class Stop(Exception):
 
 def stopped():
     """tick stops the run on the first rank alone: all end."""
+
     def tick(epoch, row):
         if distributed.rank() == 0 and epoch == 1:
             raise Stop

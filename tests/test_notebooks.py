@@ -294,6 +294,46 @@ def test_drift_guard_itself(text, found):
     assert unbacked(text, "accuracy 42.57, share 0.95, total 12406, half 0.50") == found
 
 
+# -- headings state findings, and each names the cell that asserts its own ---------------------------------------------
+
+#: What a heading may say without a finding: it says where something stands.
+TOPICS = re.compile(
+    r"(By hand|The idea|The equations?|From scratch|Three places to act|A batch is|A step is two lines|Your own loop"
+    r"|Two instruments|Six claims from an abstract|Which first|When to use it|Which metric when|The answer|The numbers"
+    r"|Equal chances|What it costs|What this (page|is)|The claims, one by one|What was not run|What to do|Cost$"
+    r"|What remains of|The order of work|Short answers|Many runs need|Minutes and money|The folder to practise on"
+    r"|The paper's own|The field's benchmark|Smaller questions|Sources and fidelity|Exercises|(Method )?[Cc]ard)"
+)
+
+
+def headings(path):
+    """Pairs (heading, {heading: id of a code cell} of its cell) up to the exercises, titles and code left out."""
+    found = []
+    for source, cell in cells(path, "markdown"):
+        text = re.sub(r"^```.*?^```", "", source, flags=re.MULTILINE | re.DOTALL)
+        for heading in re.findall(r"^##+ (.+)$", text, flags=re.MULTILINE):
+            if heading == "Exercises":
+                return found
+            found.append((heading, cell["metadata"].get("claims", {})))
+    return found
+
+
+@each
+def test_each_heading_names_the_claim_that_backs_it(path):
+    """The metadata `claims` of a heading's cell, {heading: id}, names a cell with an assert that CI executes."""
+    by_id = {cell["id"]: source for source, cell in cells(path, "code")}
+    for heading, claims in headings(path):
+        if TOPICS.match(heading):
+            assert heading not in claims, f"{heading!r} is a topic"
+        else:
+            assert heading in claims, f"{heading!r} names no cell that asserts it"
+            asserted = [node for node in ast.walk(ast.parse(re.sub("^[%!].*$", "", by_id[claims[heading]], flags=re.M)))
+                        if isinstance(node, ast.Assert)]  # fmt: skip
+            assert asserted, f"{heading!r}: cell {claims[heading]} asserts nothing"
+    named = {h for _, cell in cells(path, "markdown") for h in cell["metadata"].get("claims", {})}
+    assert named <= {h for h, _ in headings(path)}, "claims of headings that are gone"
+
+
 # -- what is collected or written from elsewhere ----------------------------------------------------------------------
 
 

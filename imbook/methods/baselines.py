@@ -1,4 +1,4 @@
-"""The simple methods every other one is held against. Chapter 02 compares them."""
+"""The simple methods every other one is held against. Chapter 03 compares them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -16,7 +16,6 @@ CIFAR_200 = Protocol(
     "cifar-200", 200, 128, 0.1, 0.9, 2e-4, warmup=5, milestones=(160, 180), decay=0.01, crop=4, flip=True, watch=5
 )
 #: Ours for CIFAR on a CPU.
-CIFAR_SHORT = Protocol("cifar-short", epochs=8, batch=128, lr=0.1, warmup=1, cosine=True, crop=4, flip=True, watch=2)
 
 
 def together(k: int, first: int = 0) -> tuple[dict[str, int], ...]:

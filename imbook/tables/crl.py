@@ -12,7 +12,6 @@ from imbook.tables.common import (
     CIFAR10_LT,
     CIFAR100_LT,
     CIFAR_200,
-    CIFAR_SHORT,
     FASHION_LT,
     SMALL,
     deferred,
@@ -110,11 +109,6 @@ TABLES = {
         "CRL and its control on balanced Fashion-MNIST, seeds that no other table has",
         rows(FASHION_BALANCED, "lenet", SMALL, CE, CRL_SCALED_BALANCED, *crl_rows(CRL_CHOICE_BALANCED, FORMS[:1])),
         together(10, first=10),
-    ),
-    "crl-cifar10": Table(
-        "CRL on CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(CIFAR10_LT, "resnet8", CIFAR_SHORT, *BASELINES[:5], CRL_SIX[0], CRL_SIX[2], CRL_SIX[3]),
-        together(3),
     ),
     "crl-sweep": Table(
         "CRL on Fashion-MNIST, long-tailed, ratio 100: alpha and kappa, judged on the validation images",

@@ -5,7 +5,7 @@ from typing import Any
 
 from imbook import data
 from imbook.rows import Row, Split, Table
-from imbook.tables.common import CE, CIFAR10_LT, CIFAR100_LT, CIFAR_200, CIFAR_SHORT, SMALL, rows, together
+from imbook.tables.common import CE, CIFAR10_LT, CIFAR100_LT, CIFAR_200, SMALL, rows, together
 from imbook.train import Protocol
 from imbook.verdicts import Claim
 
@@ -19,7 +19,6 @@ DOS_ROUNDS = {
     DOS_MNIST: {"start": 3, "every": 2},
     DOS_CIFAR: {"start": 20, "every": 5},
     DOS_SVHN: {"start": 8, "every": 4},
-    CIFAR_SHORT: {"start": 5, "every": 1},
     SMALL: {"start": 8, "every": 4},
     CIFAR_200: {"start": 120, "every": 20},
 }
@@ -187,19 +186,6 @@ TABLES = {
         ),
         together(6),
         metric="macro_f1",
-    ),
-    "dos-cifar10": Table(
-        "DOS on CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(
-            CIFAR10_LT,
-            "resnet8",
-            CIFAR_SHORT,
-            CE,
-            dos_over_sampling(CIFAR_SHORT),
-            dos_row(CIFAR_SHORT, minority="half"),
-            abstract_row(CIFAR_SHORT, 2, minority="half"),
-        ),
-        together(3),
     ),
     **{
         f"dos-{name}-{p:g}" if p else f"dos-{name}-balanced": dos_table(

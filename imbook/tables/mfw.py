@@ -7,9 +7,7 @@ from imbook.rows import Row, Split, Table
 from imbook.tables.common import (
     BASELINES,
     CE,
-    CIFAR10_LT,
     CIFAR_200,
-    CIFAR_SHORT,
     FASHION_LT,
     FASHION_STEP,
     MNIST_LT,
@@ -150,11 +148,6 @@ TABLES = {
             ("mnist-lt", "MNIST, long-tailed", MNIST_LT),
         )
     },
-    "mfw-cifar10": Table(
-        "MFW on CIFAR-10, long-tailed, ratio 100, short protocol",
-        mfw_rows(CIFAR10_LT, "resnet8", CIFAR_SHORT),
-        together(3),
-    ),
     **{
         f"mfw-instruments-{name}": Table(
             f"Training accuracy and gradients at stage 3, each epoch: Fashion-MNIST, {title}, ratio 100",

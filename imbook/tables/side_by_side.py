@@ -11,7 +11,6 @@ from imbook.tables.common import (
     CIFAR10_LT,
     CIFAR100_LT,
     CIFAR_200,
-    CIFAR_SHORT,
     FASHION_LT,
     SMALL,
     deferred,
@@ -55,8 +54,11 @@ TABLES = {
         f"methods-{split.data}-{name}-100": Table(
             f"The methods of the book on {title}, {text}, ratio 100",
             rows(
-                replace(split, profile=profile, draw="seed"), "resnet32", CIFAR_200,
-                *common_rows(CIFAR_200), BASELINES[4],
+                replace(split, profile=profile, draw="seed"),
+                "resnet32",
+                CIFAR_200,
+                *common_rows(CIFAR_200),
+                BASELINES[4],
             ),  # fmt: skip
             together(5),
             device="cuda",
@@ -75,17 +77,5 @@ TABLES = {
             (OFTEN, *dos_over_sampling(SMALL)[1:]),
         ),
         together(10),
-    ),
-    "methods-cifar10": Table(
-        "The methods of the book on CIFAR-10, long-tailed, ratio 100, short protocol",
-        rows(
-            CIFAR10_LT,
-            "resnet8",
-            CIFAR_SHORT,
-            *common_rows(CIFAR_SHORT),
-            BASELINES[1],
-            (OFTEN, *dos_over_sampling(CIFAR_SHORT)[1:]),
-        ),
-        together(3),
     ),
 }
