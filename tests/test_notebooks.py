@@ -334,6 +334,28 @@ def test_each_heading_names_the_claim_that_backs_it(path):
     assert named <= {h for h, _ in headings(path)}, "claims of headings that are gone"
 
 
+@each
+def test_a_chapter_keeps_its_size(path):
+    """Up to the exercises: words, numbers in prose, tables, figures, lines of a cell."""
+    taught = json.loads(path.read_text())["cells"]
+    ends = [k for k, c in enumerate(taught) if "".join(c["source"]).startswith("## Exercises")]
+    taught = taught[: ends[0]] if ends else taught
+    text = "\n".join("".join(c["source"]) for c in taught if c["cell_type"] == "markdown")
+    spans = r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|<[^>]*>"  # code, formulas, links, tags
+    text = re.sub(spans, "", text, flags=re.DOTALL)
+    text = re.sub(r"^\s*\|.*$|^\s*\d+\.\s", "", text, flags=re.MULTILINE)  # rows of tables, ordinals of lists
+    code = [c for c in taught if c["cell_type"] == "code"]
+    shown = [output.get("data", {}) for c in code for output in c["outputs"]]
+    tables = ["<table" in "".join(data.get("text/html", "")) for data in shown]
+    figures = ["image/png" in data or ("text/html" in data and not table)  # the last are moving ones
+               for data, table in zip(shown, tables, strict=True)]  # fmt: skip
+    size = {"words": len(text.split()), "numbers": len(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*", text)),
+            "tables": sum(tables), "figures": sum(figures),
+            "lines of a cell": max(sum(map(bool, "".join(c["source"]).split("\n"))) for c in code)}  # fmt: skip
+    limits = {"words": 3999, "numbers": 120, "tables": 8, "figures": 10, "lines of a cell": 15}
+    assert all(size[what] <= most for what, most in limits.items()), f"{size}, at most {limits}"
+
+
 # -- what is collected or written from elsewhere ----------------------------------------------------------------------
 
 
