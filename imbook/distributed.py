@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,7 @@ class Ranks:
 
 
 _ranks: Ranks | None = None
+_starts = count()
 
 
 @contextmanager
@@ -93,8 +95,8 @@ def start(
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     store, *_ = next(dist.rendezvous("env://"))
-    # torchrun starts all ranks again with the store of before, in which those that died are still named
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # torchrun's store outlives a start and all ranks that died: what is in it of them must not be read again
+    store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_starts)}", store)
     # lengths and plain data go between the processors: nothing of them waits for a GPU
     backend = backend or ("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -284,9 +286,8 @@ def end(net: nn.Module, losses: Tensor) -> Tensor:
     if ranks is None:
         return losses
     if ranks.batchnorm == "rank":
-        for t in net.buffers():
-            if t.is_floating_point():
-                t.copy_(total(t) / ranks.size)
+        for t in filter(torch.is_floating_point, net.buffers()):
+            t.copy_(total(t) / ranks.size)
     return total(losses) / ranks.size
 
 

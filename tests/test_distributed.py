@@ -510,6 +510,21 @@ def test_the_pages_command_in_another_folder(tmp_path):
     assert status == 0 and again == f"1 ranks: {said}\n"
 
 
+def test_two_trainings_of_one_job(tmp_path):
+    """A second `start` in the same processes meets the store of the first, and must not read what that left there."""
+    (tmp_path / "twice.py").write_text(
+        "import torch, torch.distributed as dist\n"
+        "from imbook import distributed\n"
+        "for k in range(2):\n"
+        "    with distributed.start('cpu'):\n"
+        "        one = torch.ones(())\n"
+        "        dist.all_reduce(one)\n"
+        "        print('start', k, 'ranks', int(one))\n"
+    )
+    _, printed = shell("torchrun --standalone --nproc-per-node 2 twice.py", tmp_path)
+    assert sorted(re.findall(r"start \d ranks \d", printed)) == ["start 0 ranks 2"] * 2 + ["start 1 ranks 2"] * 2
+
+
 @pytest.mark.long
 def test_a_table_over_two_ranks(tmp_path):
     """The page's command makes the records that one process makes."""
