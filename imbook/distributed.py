@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -28,11 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 Some = TypeVar("Some")
 # The option by which buffers are not sent around before each step; newer versions of torch have given it another name.
-BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel.__init__).parameters
-)
+KNOWN = inspect.signature(DistributedDataParallel.__init__).parameters
+BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in KNOWN else "broadcast_buffers"
 
 
 class RankLost(ConnectionError):
@@ -103,6 +100,8 @@ def start(
     _ranks = Ranks(rank, size, loss, batchnorm, options)
     try:
         yield chosen
+        last = dist.barrier(async_op=True)  # kept: a thread of torch 2.6 that frees it would wait for the interpreter,
+        last.wait()  # and the end of the group, which holds that, for the thread
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RankLost(
@@ -112,6 +111,9 @@ def start(
         raise
     finally:
         _ranks = None
+    store.set(f"finished {rank}", "")  # none closes while another one reads
+    with suppress(dist.DistError):  # the first rank may hold the store, and take it away when all have finished
+        store.wait([f"finished {k}" for k in range(size)])
     dist.destroy_process_group()  # after an error the others may not answer: the end of the process does it then
 
 
@@ -272,8 +274,7 @@ def begin(epoch: int, seed: int, train: Any, method: nn.Module) -> None:
     if apart := [r for r, value in enumerate(seen) if value != seen[0]]:
         raise ValueError(
             f"rank {apart[0]} has other data, another order of them, another method or random state than rank 0 in "
-            f"epoch {epoch}: make sets, network and method alike on every rank, with the same seeds, and draw nothing "
-            "on one rank alone"
+            f"epoch {epoch}: make sets, network and method alike on every rank, with the same seeds and draws"
         )
     number = (seed * 1_000_003 + epoch) * 65_536 + 1 + ranks.rank
     devices = ["cpu", train.device] if train.device.type == "cuda" else ["cpu"]
@@ -356,10 +357,9 @@ def _use_own_stream(ranks: Ranks, wanted: bool) -> None:
     """Let torch's global generators be those of this rank alone, or those that are alike on all."""
     if wanted == ranks.own_stream or not ranks.other:
         return
-    device = torch.device("cuda" if len(ranks.other) > 1 else "cpu")
-    now = _states(device)
+    now = _states(torch.device("cuda" if len(ranks.other) > 1 else "cpu"))
     torch.set_rng_state(ranks.other[0])
-    if device.type == "cuda":
+    if len(ranks.other) > 1:
         torch.cuda.set_rng_state(ranks.other[1])
     ranks.other, ranks.own_stream = now, wanted
 

@@ -32,7 +32,6 @@ from imbook.precision import (
 
 __all__ = ["CaptureError", "Step", "Watch", "describe"]
 
-
 class CaptureError(RuntimeError):
     """The training step of a method cannot be captured; the message names the method and the operation.
 

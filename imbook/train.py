@@ -59,7 +59,6 @@ class Method(nn.Module):
             )
 
     if TYPE_CHECKING:
-
         def __getattr__(self, name: str) -> Any: ...  # buffers and layers are of many types
 
     def restart(self) -> None:

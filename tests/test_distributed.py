@@ -522,7 +522,8 @@ def test_two_trainings_of_one_job(tmp_path):
         "        print('start', k, 'ranks', int(one))\n"
     )
     _, printed = shell("torchrun --standalone --nproc-per-node 2 twice.py", tmp_path)
-    assert sorted(re.findall(r"start \d ranks \d", printed)) == ["start 0 ranks 2"] * 2 + ["start 1 ranks 2"] * 2
+    found = sorted(re.findall(r"start \d ranks \d", printed))
+    assert found == ["start 0 ranks 2"] * 2 + ["start 1 ranks 2"] * 2, printed
 
 
 @pytest.mark.long

@@ -423,7 +423,9 @@ def test_a_run_goes_on_from_its_checkpoint(record, tmp_path):
 
     row = replace(ROW, protocol=replace(ROW.protocol, epochs=12))
     with pytest.raises(Stop):
-        run(row, SEEDS, checkpoint=tmp_path / "c.pt", tick=lambda epoch, row: stop(epoch, row) if epoch == 11 else None)
+        run(
+            row, SEEDS, checkpoint=tmp_path / "c.pt", tick=lambda epoch, row: stop(epoch, row) if epoch == 11 else None
+        )
     seen = []
     resumed = run(row, SEEDS, checkpoint=tmp_path / "c.pt", tick=lambda epoch, row: seen.append(epoch))
     assert seen == [12] and resumed["confusion"] == run(row, SEEDS)["confusion"]

@@ -144,7 +144,6 @@ def test_a_capture_that_breaks_off_names_the_line(graphs, monkeypatch):
     step.method = Fails()
     monkeypatch.setattr(Step, "check", lambda self, i, counters: [])
     monkeypatch.setattr(Step, "warm_up", lambda self, i: None)
-
     class Ended(Rerun):
         """As in torch, to end a capture that broke off raises once more."""
 

@@ -22,7 +22,6 @@ def test_no_import_goes_round():
 @pytest.fixture
 def package(tmp_path):
     """write(name, text) of a small package in a folder; returns the folder."""
-
     def write(**texts):
         (tmp_path / "imbook/data").mkdir(parents=True, exist_ok=True)
         for name, text in {"__init__": "", "data/__init__": "", **texts}.items():

@@ -196,10 +196,7 @@ def test_visits_are_those_that_an_epoch_makes(name):
     for more in ({}, {"whole": True}) if name == "OverSampling" else ({},):
         method, train, seen = METHODS[name](N, **options, **more), batches(), []
         update = method.update
-        method.update = lambda epoch, net, train, valid: (
-            update(epoch, net, train, valid),
-            seen.append(len(train.order)),
-        )[0]  # noqa: B023, E501
+        method.update = lambda epoch, net, train, valid: (update(epoch, net, train, valid), seen.append(len(train.order)))[0]  # noqa: B023, E501
         fit(toys.net(method=method), method, train, batches(n=(6, 6, 6)), protocol=BASE)
         assert seen == [method.visits(N, epoch) for epoch in range(4)]
 

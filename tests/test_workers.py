@@ -246,7 +246,6 @@ def test_the_service_of_a_gpu_is_found_where_its_pipe_is(tmp_path, monkeypatch):
 
 # Several processes
 
-
 def start(tmp_path, *arguments, pids=None, **settings):
     """`python -m imbook ARGUMENTS` in a process of its own."""
     log = tmp_path / f"log-{time.monotonic_ns()}"

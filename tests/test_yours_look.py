@@ -135,7 +135,7 @@ def framed(x):
 def test_near_pairs_are_the_literal_ones(monkeypatch):
     g = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (30, 1, 32, 32), generator=g, dtype=torch.uint8)
-    noisy = x[:3].float() * torch.tensor([1, 0.5, 0.8]).view(-1, 1, 1, 1) + torch.randn(3, 1, 32, 32, generator=g) * 4
+    noisy = (x[:3].float() * torch.tensor([1, 0.5, 0.8]).view(-1, 1, 1, 1) + torch.randn(3, 1, 32, 32, generator=g) * 4)
     flat = torch.full((2, 1, 32, 32), 90, dtype=torch.uint8)
     x = torch.cat([x, noisy.clamp(0, 255).byte(), x[4:5], flat])
     cells = look.thumbnails(x).double().view(36, -1)

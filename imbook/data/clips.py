@@ -99,3 +99,4 @@ def read_frames(path: str | Path, count: int) -> Tensor:
         raise OSError(f"the clip is damaged: {path} has no frame")
     last = max(found)  # a header may promise more frames than there are
     return torch.stack([found[min(k, last)] for k in wanted])
+

@@ -31,7 +31,6 @@ figcaption { font-size: .9rem; opacity: .85; }
 @media (max-width: 42rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 32rem; } }
 """
 
-
 def write(out: Path) -> Path:
     """Write report.html, report.png and result.json of a trial's folder from what is finished; the HTML's path.
 
