@@ -43,10 +43,9 @@ def gaps(runs):
     return verdicts.compare(own, FREE).sort_values("difference", ascending=False)
 
 
-def sentence(title, runs):
-    name, kind = title.split(", ")
+def numbers(runs):
+    """Means of cross entropy, of logit adjustment untuned and tuned; who stays behind the last; what is ahead of it."""
     mean = runs.groupby("label")[["balanced_accuracy", "head", "tail"]].mean()
-    plain, free, tuned = (mean.loc[label] for label in ("cross entropy", f"{FREE}, untuned", FREE))
     verdict = gaps(runs)
     ahead = [
         f"{label}, by {line['difference']:.1f} points ({line['low']:.1f} to {line['high']:.1f})"
@@ -54,14 +53,31 @@ def sentence(title, runs):
     ]
     behind = sum(verdict.loc[list(METHODS), "verdict"] == "reversed")
     counted = {4: "All four", 0: "None of the four"}.get(behind, f"{behind} of the four")
+    return mean.loc[["cross entropy", f"{FREE}, untuned", FREE]], counted, "; ".join(ahead) or "nothing"
+
+
+def sentence(title, runs):
+    name, kind = title.split(", ")
+    mean, counted, ahead = numbers(runs)
+    (plain, free, tuned), whole = mean[["tail", "head"]].to_numpy(), mean["balanced_accuracy"].tolist()
     return (
         f"On {kind} {name} ({runs['label'].value_counts().max()} runs per method, one small network) cross entropy "
-        f"finds {plain['tail']:.0f} % of the images of the three rarest classes. Logit adjustment, one subtraction "
-        f"after training, finds {free['tail']:.0f} % as it comes and {tuned['tail']:.0f} % tuned on validation images; "
-        f"the four largest classes pay for it, {plain['head']:.0f}, {free['head']:.0f} and {tuned['head']:.0f} %. The "
-        f"mean recall of all classes is {plain['balanced_accuracy']:.1f}, {free['balanced_accuracy']:.1f} and "
-        f"{tuned['balanced_accuracy']:.1f} %. {counted} published methods, tuned in the same way, stay behind tuned "
-        f"logit adjustment. What is ahead of it: {'; '.join(ahead) or 'nothing'}."
+        f"finds {plain[0]:.0f} % of the images of the three rarest classes. Logit adjustment, one subtraction after "
+        f"training, finds {free[0]:.0f} % as it comes and {tuned[0]:.0f} % tuned on validation images; the four "
+        f"largest classes pay for it, {plain[1]:.0f}, {free[1]:.0f} and {tuned[1]:.0f} %. The mean recall of all "
+        f"classes is {whole[0]:.1f}, {whole[1]:.1f} and {whole[2]:.1f} %. {counted} published methods, tuned in the "
+        f"same way, stay behind tuned logit adjustment. What is ahead of it: {ahead}."
+    )
+
+
+def again(title, runs):
+    """The same of a further set, in short."""
+    name, kind = title.split(", ")
+    mean, counted, ahead = numbers(runs)
+    plain, free, tuned = mean["balanced_accuracy"]
+    return (
+        f"On {kind} {name} these means are {plain:.1f}, {free:.1f} and {tuned:.1f} %. {counted} published methods stay "
+        f"behind, and what is ahead: {ahead}."
     )
 
 
@@ -74,7 +90,8 @@ def draw(found, path):
 
 
 def page(found):
-    return " ".join(sentence(title, runs) for title, runs in found.items())
+    (first, *rest) = found.items()
+    return " ".join([sentence(*first), *(again(*of) for of in rest)])
 
 
 if __name__ == "__main__":
