@@ -513,17 +513,18 @@ def test_the_pages_command_in_another_folder(tmp_path):
 def test_two_trainings_of_one_job(tmp_path):
     """A second `start` in the same processes meets the store of the first, and must not read what that left there."""
     (tmp_path / "twice.py").write_text(
+        "from pathlib import Path\n"
         "import torch, torch.distributed as dist\n"
         "from imbook import distributed\n"
         "for k in range(2):\n"
         "    with distributed.start('cpu'):\n"
         "        one = torch.ones(())\n"
         "        dist.all_reduce(one)\n"
-        "        print('start', k, 'ranks', int(one))\n"
+        "        Path(f'start {k} rank {distributed.rank()}').write_text(str(int(one)))\n"
     )
-    _, printed = shell("torchrun --standalone --nproc-per-node 2 twice.py", tmp_path)
-    found = sorted(re.findall(r"start \d ranks \d", printed))
-    assert found == ["start 0 ranks 2"] * 2 + ["start 1 ranks 2"] * 2, printed
+    status, printed = shell("torchrun --standalone --nproc-per-node 2 twice.py", tmp_path)
+    found = {path.name: path.read_text() for path in tmp_path.glob("start *")}
+    assert status == 0 and found == {f"start {k} rank {r}": "2" for k in (0, 1) for r in (0, 1)}, printed
 
 
 @pytest.mark.long

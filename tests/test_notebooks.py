@@ -298,7 +298,8 @@ def test_drift_guard_itself(text, found):
 
 #: What a heading may say without a finding: it says where something stands.
 TOPICS = re.compile(
-    r"(By hand|The idea|The equations?|From scratch|Three places to act|A batch is|A step is two lines|Your own loop|In your script"
+    r"(By hand|The idea|The equations?|From scratch|Three places to act|A batch is|A step is two lines"
+    r"|Your own loop|In your script"
     r"|Two instruments|Six claims from an abstract|Which first|When to use it|Which metric when|The answer|The numbers"
     r"|Equal chances|What it costs|What this (page|is)|The claims, one by one|What was not run|What to do|Cost$"
     r"|What remains of|The order of work|Short answers|Many runs need|Minutes and money|The folder to practise on"
