@@ -124,6 +124,17 @@ def compare(runs: pd.DataFrame, baseline: str, metric: str = "balanced_accuracy"
     return table
 
 
+def worded(compared: pd.DataFrame, digits: int = 1) -> pd.Series:
+    """Paired differences as texts, 'difference (low to high)', with ' *' behind it where the rule holds or is reversed.
+
+    compared: lines of `compare`, or a table of several `between`; the texts have its index. digits: after the point.
+    """
+    numbers = compared[["difference", "low", "high"]].astype(float).round(digits) + 0.0  # no -0.0
+    texts = [f"{d:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for d, low, high in numbers.to_numpy()]
+    stars = [" *" if verdict in ("holds", "reversed") else "" for verdict in compared["verdict"]]
+    return pd.Series([text + star for text, star in zip(texts, stars, strict=True)], index=compared.index, dtype=object)
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim about some tables: that a sum over their runs is above a number, in the mean over the seeds.

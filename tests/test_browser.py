@@ -343,7 +343,7 @@ def results(visit, address, query):
 def test_search_knows_a_word_with_and_without_its_hyphen(visit, site):
     one, other = (results(visit, site, query) for query in ("oversampling", "over-sampling"))
     assert one == other and len(one) > 5
-    found = {href.partition("#")[2].lower() for href, _ in one}
+    found = {href.partition("#")[2].lower() for href, _ in one[:15]}
     assert any("oversampling" in a for a in found) and any("over-sampling" in a for a in found), found
 
 

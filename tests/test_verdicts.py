@@ -199,7 +199,7 @@ def test_the_interval_beside_a_verdict_is_scipy_s():
 
 def test_p_values_are_those_of_scipy_and_statsmodels():
     """Signed-rank and Holm, on many random sets of runs, ties and zeros among them."""
-    for seed in range(6):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         base = rng.normal(50, 1, 9)
         columns = {f"row {k}": base + rng.normal(k / 2 - 1, 1, 9).round(seed % 3) for k in range(5)}
@@ -207,6 +207,17 @@ def test_p_values_are_those_of_scipy_and_statsmodels():
         p = [scipy.stats.wilcoxon(columns[label] - base).pvalue for label in found.index]
         assert found["p"].tolist() == pytest.approx(p)
         assert found["p_holm"].tolist() == pytest.approx(multitest.multipletests(p, method="holm")[1])
+
+
+def test_differences_in_words():
+    lines = [(2.55, 1.84, 3.26, "holds"), (-0.04, -0.26, 0.31, "does not hold"), (-14.33, -16.6, -12.03, "reversed"),
+             (1.0, 0.2, 1.8, "not tested")]  # fmt: skip
+    compared = pd.DataFrame(lines, columns=["difference", "low", "high", "verdict"], index=list("abcd"), dtype=object)
+    assert verdicts.worded(compared).to_dict() == {
+        "a": "2.6 (1.8 to 3.3) *", "b": "0.0 (-0.3 to 0.3)", "c": "-14.3 (-16.6 to -12.0) *", "d": "1.0 (0.2 to 1.8)"
+    }  # fmt: skip
+    assert verdicts.worded(compared, 2)["b"] == "-0.04 (-0.26 to 0.31)"
+    assert verdicts.worded(compared.iloc[:0]).empty
 
 
 def test_holm_s_correction_keeps_its_order_of_rows():
