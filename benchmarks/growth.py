@@ -3,7 +3,8 @@
 For each method, on one thread of a processor: a training step (forward, backward, update) of a linear classifier on
 features that are given, so that what is seen is the method and its classifier and not a network, against the batch B
 and against the number of classes C (10 to 8,142); the update before an epoch against the images per class; the memory
-that a step adds (the peak of what torch allocates, by its profiler). Then the search for neighbours: the exact one in
+that a step adds (the peak of what torch allocates, by its profiler). The methods are timed in turn, forwards and
+backwards, and each time is a median with its quartiles. Then the search for neighbours: the exact one in
 blocks of `imbook.methods.dos.nearest` against faiss, exact and HNSW, in seconds and recall; without faiss (pip install
 faiss-cpu) only our own. Writes one JSON record.
 """
@@ -12,7 +13,7 @@ import sys
 from functools import partial
 
 import torch
-from timing import clock, write
+from timing import clock, in_turn, ratio, spread, write
 from torch import nn
 
 from imbook import data, records
@@ -20,8 +21,8 @@ from imbook.cost import neighbour_operations, state_bytes
 from imbook.methods import CDB, CRL, DOS, MFW, BalancedSoftmax, CrossEntropy
 from imbook.methods.dos import nearest
 
-D, K, ROUNDS = 64, 5, 5
-BATCHES, CLASSES, EACH = (32, 128, 512), (10, 100, 1000, 8142), (20, 100, 500)
+D, K, ROUNDS, ENOUGH = 64, 5, 9, 0.02  # ENOUGH: seconds that a timed job takes at least, by repeating the step
+BATCHES, CLASSES, EACH = (32, 128, 512), (10, 100, 1000, 8142), (20, 200, 2000)
 SEARCHED = (1000, 4000, 16_000)
 
 
@@ -68,48 +69,59 @@ def peak(work):
     return most
 
 
-def measure(classes, each, batch):
-    """Milliseconds of a step and of an update, and MB of a step, of each method."""
-    found = {}
-    for name in methods(torch.full((classes,), each)):
-        torch.manual_seed(0)
-        train = batches(classes, each, batch)
-        net, method = network(classes), methods(train.n)[name]
-        optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
-        update = torch.no_grad()(partial(method.update, 0, net, train, train))
-        update()
-        x, y, i = next(iter(train))
+def job(method, classes, each, batch):
+    """A training step and an update of `method` on its own network and batches: two functions without arguments."""
+    torch.manual_seed(0)
+    train, net = batches(classes, each, batch), network(classes)
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    update = torch.no_grad()(partial(method.update, net=net, train=train, valid=train))
+    update(0)
+    x, y, i = next(iter(train))
 
-        def step(method=method, net=net, optimiser=optimiser, x=x, y=y, i=i):
-            loss = method(net, x, y, i)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    def step():
+        loss = method(net, x, y, i)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
 
-        step()
-        again = torch.no_grad()(partial(method.update, 1, net, train, train))
-        found[name] = dict(
-            step_ms=1e3 * min(clock(step) for _ in range(ROUNDS)),
-            update_ms=1e3 * min(clock(again) for _ in range(2)),
-            step_mb=peak(step) / 1e6,
+    step()
+    return step, partial(update, 1)
+
+
+def measure(classes, each, batch, rounds=ROUNDS):
+    """Of each method: milliseconds of a step and of an update with their quartiles, the step's ratio, MB of a step."""
+    n = batches(classes, each, batch).n
+    made = methods(n)
+    jobs = {name: job(method, classes, each, batch) for name, method in made.items()}
+    times = {name: max(1, round(ENOUGH / clock(step))) for name, (step, _) in jobs.items()}
+    work = {name: lambda step=step, k=times[name]: [step() for _ in range(k)] for name, (step, _) in jobs.items()}
+    steps = {name: [s / times[name] for s in seconds] for name, seconds in in_turn(work, rounds).items()}
+    updates = in_turn({name: update for name, (_, update) in jobs.items()}, min(rounds, 3))
+    milliseconds = lambda seconds: spread([1e3 * s for s in seconds])  # noqa: E731
+    return {
+        name: dict(
+            step_ms=milliseconds(steps[name]),
+            ratio=ratio(steps[name], steps["cross entropy"]),
+            update_ms=milliseconds(updates[name]),
+            step_mb=peak(jobs[name][0]) / 1e6,
             state_mb=sum(b.numel() * b.element_size() for b in method.buffers()) / 1e6,
-            visits=method.visits(train.n, 1) / len(train.y),
+            visits=method.visits(n, 1) / int(n.sum()),
         )
-    return found
+        for name, method in made.items()
+    }
 
 
-def search(size):
+def search(size, rounds=3):
     """Seconds and recall of the ways to find 5 neighbours of each of `size` embeddings of 120 numbers."""
     g = torch.Generator().manual_seed(0)
     z = torch.randn(size // 20, 120, generator=g).repeat(20, 1) + 0.5 * torch.randn(size // 20 * 20, 120, generator=g)
     truth = nearest(z, K)
     recall = lambda some: (some[:, :, None] == truth[:, None]).any(2).double().mean().item()  # noqa: E731
-    found = {"blocks, float64 (DOS)": dict(seconds=min(clock(lambda: nearest(z, K)) for _ in range(2)), recall=1.0)}
+    work, kept = {"blocks, float64 (DOS)": lambda: nearest(z, K)}, {}
     try:
         import faiss
     except ImportError:
-        return found | {"faiss": None}
-    faiss.omp_set_num_threads(1)
+        faiss = None
 
     def by(index):
         index.add(z.numpy())
@@ -118,13 +130,24 @@ def search(size):
         own[~own.any(1), -1] = True  # where itself was not found, the last goes
         return near[~own].view(-1, K)
 
-    hnsw = faiss.IndexHNSWFlat(120, 16)
-    hnsw.hnsw.efSearch = 32
-    for name, index in (("faiss, exact", faiss.IndexFlatL2(120)), ("faiss, HNSW 16, ef 32", hnsw)):
-        kept = []
-        seconds = clock(lambda index=index, kept=kept: kept.append(by(index)))  # building included
-        found[name] = dict(seconds=seconds, recall=recall(kept[0]))
-    return found
+    def build(name, index):  # building included
+        kept[name] = by(index())
+
+    def hnsw():
+        index = faiss.IndexHNSWFlat(120, 16)
+        index.hnsw.efSearch = 32
+        return index
+
+    if faiss:
+        faiss.omp_set_num_threads(1)
+        indices = {"faiss, exact": partial(faiss.IndexFlatL2, 120), "faiss, HNSW 16, ef 32": hnsw}
+        work |= {name: partial(build, name, index) for name, index in indices.items()}
+    seconds = in_turn(work, rounds)
+    found = {
+        name: dict(seconds=spread(taken), recall=recall(kept[name]) if name in kept else 1.0)
+        for name, taken in seconds.items()
+    }
+    return found if faiss else found | {"faiss": None}
 
 
 if __name__ == "__main__":
@@ -146,6 +169,6 @@ if __name__ == "__main__":
     write(record, path)
     for part in ("by_batch", "by_classes", "by_images"):
         for size, of in record[part].items():
-            print(part, size, {name: round(v["step_ms"], 3) for name, v in of.items()})
+            print(part, size, {name: round(v["step_ms"]["median"], 3) for name, v in of.items()})
     for size, of in record["search"].items():
         print("search", size, of)

@@ -85,8 +85,8 @@ def by_hand(name, method, logits, y):
 
 CASES = {
     "cross entropy": lambda: CrossEntropy(N),
-    "inverse": lambda: weighted(scheme="inverse"),
-    "effective": lambda: weighted(scheme="effective", beta=0.99),
+    "inverse": lambda: Weighted(N, scheme="inverse"),
+    "effective": lambda: Weighted(N, scheme="effective", beta=0.99),
     "focal": lambda: Focal(N, gamma=1.5),
     "focal, alpha": lambda: Focal(N, gamma=1.5, alpha="inverse"),
     "label smoothing": lambda: LabelSmoothing(N, epsilon=0.3),
@@ -96,12 +96,6 @@ CASES = {
     "cdt": lambda: CDT(N, gamma=0.7),
     "ldam": lambda: LDAM(N),
 }
-
-
-def weighted(**options):
-    method = Weighted(N, **options)
-    method.update(0, None, None, None)
-    return method
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,7 +126,7 @@ def test_permuting_the_batch_changes_nothing(name):
     "method",
     [
         Focal(N, gamma=0),
-        weighted(scheme="effective", beta=0),
+        Weighted(N, scheme="effective", beta=0),
         BalancedSoftmax(N, tau=0),
         BalancedSoftmax(torch.tensor([7, 7, 7, 7])),
         CDT(torch.tensor([7, 7, 7, 7])),
@@ -153,7 +147,7 @@ def test_neutral_weights_are_cross_entropy_to_the_last_bit():
     for method in (
         CrossEntropy(N),
         Weighted(N, start=1),
-        weighted(scheme="effective", beta=0),
+        Weighted(N, scheme="effective", beta=0),
         BalancedSoftmax(N, tau=0),
         CDT(N, gamma=0),
     ):

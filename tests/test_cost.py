@@ -94,11 +94,13 @@ def test_what_a_method_keeps():
 
 
 def test_the_benchmark_measures_every_method():
-    found = growth.measure(classes=4, each=6, batch=8)
+    found = growth.measure(classes=4, each=6, batch=8, rounds=2)
     assert found.keys() == growth.methods(torch.tensor([2, 2])).keys()
     for name, of in found.items():
-        assert of["step_ms"] > 0 and of["step_mb"] > 0 and (of["visits"] > 1) == (name == "DOS"), name
-    found = growth.search(200)
+        assert of["step_ms"]["n"] == 2 and of["step_mb"] > 0 and (of["visits"] > 1) == (name == "DOS"), name
+        assert 0 < of["step_ms"]["low"] <= of["step_ms"]["median"] <= of["step_ms"]["high"], name
+    assert found["cross entropy"]["ratio"]["median"] == 1
+    found = growth.search(200, rounds=2)
     assert found["blocks, float64 (DOS)"]["recall"] == 1
     if found.get("faiss", True) is not None:
         assert found["faiss, exact"]["recall"] > 0.99

@@ -86,9 +86,9 @@ class Weighted(Method):
                 f"scheme {scheme!r}, reduction {reduction!r}: choose 'inverse' or 'effective', 'samples' or 'weights'"
             )
         self.start, self.reduction = start, reduction
-        self.register_buffer("w", torch.ones(len(n)))  # (C,)
         weigh = {"inverse": inverse_frequency, "effective": lambda n: effective_number(n, beta)}[scheme]
-        self.register_buffer("target", self.w.clone() if start is None else weigh(n))
+        self.register_buffer("target", torch.ones(len(n)) if start is None else weigh(n))  # (C,)
+        self.register_buffer("w", self.target.clone() if start == 0 else torch.ones_like(self.target))
 
     def forward(self, net: nn.Module, x: Tensor, y: Tensor, i: Tensor) -> Tensor:
         return weighted_cross_entropy(net(x), y, self.w, self.reduction)
