@@ -21,7 +21,7 @@ from imbook.cost import neighbour_operations, state_bytes
 from imbook.methods import CDB, CRL, DOS, MFW, BalancedSoftmax, CrossEntropy
 from imbook.methods.dos import nearest
 
-D, K, ROUNDS, ENOUGH = 64, 5, 9, 0.02  # ENOUGH: seconds that a timed job takes at least, by repeating the step
+D, K, ROUNDS, ENOUGH = 64, 5, 15, 0.02  # ENOUGH: seconds that a timed job takes at least, by repeating the step
 BATCHES, CLASSES, EACH = (32, 128, 512), (10, 100, 1000, 8142), (20, 200, 2000)
 SEARCHED = (1000, 4000, 16_000)
 
