@@ -120,7 +120,14 @@ def test_moved_thresholds_are_where_the_balanced_loss_is_flat():
 def test_thresholds_of_classes_told_apart_without_error_are_finite():
     h, y = 50 * torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
     assert moved_thresholds(h, y).abs().max() < 1
-    assert moved_thresholds(torch.eye(3)[:2], torch.tensor([0, 1])).isfinite().all(), "a class without images"
+
+
+def test_a_class_without_images_has_no_part_in_the_fit():
+    """Its own number is 0, and the others are those that are fitted without its column."""
+    g = torch.Generator().manual_seed(1)
+    h, y = 2 * torch.randn(60, 4, generator=g), torch.randint(3, (60,), generator=g)
+    b = moved_thresholds(h[:, [0, 3, 1, 2]], torch.tensor([0, 2, 3])[y])  # class 1 of the four has no image
+    assert b[1] == 0 and torch.allclose(b[[0, 2, 3]], moved_thresholds(h[:, :3], y), atol=1e-5)
 
 
 def test_thresholds_need_held_out_images_and_a_linear_layer():

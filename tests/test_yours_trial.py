@@ -23,7 +23,8 @@ from torchvision import models
 
 from imbook import records
 from imbook.__main__ import main
-from imbook.yours import pictures, report, trial
+from imbook.methods.afterwards import moved_thresholds
+from imbook.yours import measure, pictures, report, trial
 from imbook.yours.trial import Options, make_plan, try_out
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,8 +106,24 @@ def mean(metric, pairs):
 def test_the_numbers_are_those_of_scikit_learn(finished):
     found, rows = check_numbers(finished[0])
     assert set(rows) >= {"cross entropy", "cross entropy, adjusted logits", "MFW, by cost", "CRL", "over-sampling"}
+    assert "cross entropy, moved thresholds" in rows
     assert found["curve"]["n"][0] < found["curve"]["n"][1] < found["curve"]["n"][2] == min(found["train"])
     assert set(found["random"]) == {"by groups", "at random"}
+
+
+def test_moved_thresholds_are_not_judged_by_what_they_were_fitted_to(finished):
+    runs = measure.Runs(finished[0])
+    run = runs.seeds("cross entropy")[0]
+    moved = runs.moved(run)
+    adjusted = {part: torch.tensor(run[f"h_{part}"] - np.log(runs.prior)) for part in ("valid", "test")}
+    shift = moved_thresholds(adjusted["valid"], torch.tensor(run["y_valid"]))
+    assert (moved["test"] == (adjusted["test"] + shift).argmax(1).numpy()).all()
+    for group in np.unique(runs.groups["valid"]):
+        own = runs.groups["valid"] == group
+        other = runs.moved({**run, "y_valid": np.where(own, (run["y_valid"] + 1) % 3, run["y_valid"])})
+        assert (other["valid"][own] == moved["valid"][own]).all()  # whatever its own labels are
+    runs.groups["valid"] = np.zeros(len(run["y_valid"]))  # all of one photograph
+    assert (runs.moved(run)["valid"] == adjusted["valid"].argmax(1).numpy()).all()
 
 
 def test_five_thousand_fifty_and_five(tmp_path):

@@ -75,25 +75,25 @@ def moved_thresholds(h: Tensor, y: Tensor) -> Tensor:
     """One number per class to add to the logits, with mean 0: (C,); fitted to validation images.
 
     The least mean over classes of their cross entropy, by L-BFGS. h: logits (N, C); y: int64 (N,); a class without
-    images gets 0 before the mean is taken off. With as many images of each class in validation it is what `tau` of a
+    images has no part in the fit and gets 0. With as many images of each class in validation it is what `tau` of a
     logit adjustment does, with a free number in place of each log prior. Ours [R].
     """
-    h = h.detach().double()
-    n = torch.bincount(y, minlength=h.shape[1]).clamp(min=1)
-    w = 1 / n.double()
-    b = torch.zeros(h.shape[1], dtype=torch.float64, device=h.device, requires_grad=True)
+    n = torch.bincount(y, minlength=h.shape[1])
+    there = n > 0
+    y, w, fitted = (there.cumsum(0) - 1)[y], 1 / n[there].double(), h.detach().double()[:, there]
+    b = torch.zeros(len(w), dtype=torch.float64, device=h.device, requires_grad=True)
     optimiser = torch.optim.LBFGS([b], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         # a very weak pull to 0 keeps b finite where a class is told apart without error
-        loss = F.cross_entropy(h + b, y, weight=w) + 1e-4 * b.square().mean()
+        loss = F.cross_entropy(fitted + b, y, weight=w) + 1e-4 * b.square().mean()
         loss.backward()
         return loss
 
     optimiser.step(closure)
     b = b.detach()
-    return (b - b.mean()).float()
+    return torch.zeros(len(n), device=h.device).masked_scatter(there, (b - b.mean()).float())
 
 
 class Afterwards(CrossEntropy):

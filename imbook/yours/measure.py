@@ -10,14 +10,16 @@ import pandas as pd
 import torch
 
 from imbook import __version__
+from imbook.methods.afterwards import moved_thresholds
 from imbook.metrics import calibration_error
 from imbook.yours import judge
 from imbook.yours.judge import Costs
 
 FIRST = "cross entropy"
-AS_TRAINED, ADJUSTED, BY_COST = "", ", adjusted logits", ", by cost"
+AS_TRAINED, ADJUSTED, MOVED, BY_COST = "", ", adjusted logits", ", moved thresholds", ", by cost"
+FOLDS = 5  # of the validation pictures, for readings that are fitted to them
 SIMPLICITY = [
-    *(FIRST + way for way in (AS_TRAINED, ADJUSTED, BY_COST)),
+    *(FIRST + way for way in (AS_TRAINED, ADJUSTED, MOVED, BY_COST)),
     *(label + way for label in ("deferred weights", "over-sampling", "MFW", "CRL") for way in (AS_TRAINED, BY_COST)),
 ]  # of readings, the simplest first
 
@@ -59,7 +61,7 @@ class Runs:
 
     def readings(self, label: str) -> dict[str, list[dict[str, np.ndarray]]]:
         """{name of a reading: its decisions, a list per seed of {'valid': (N,), 'test': (N,)}}."""
-        ways = (AS_TRAINED, ADJUSTED, BY_COST) if label == FIRST else (AS_TRAINED, BY_COST)
+        ways = (AS_TRAINED, ADJUSTED, MOVED, BY_COST) if label == FIRST else (AS_TRAINED, BY_COST)
         return {label + way: [self.decide(run, way) for run in self.seeds(label)] for way in ways}
 
     def decide(self, run: dict[str, np.ndarray], way: str) -> dict[str, np.ndarray]:
@@ -67,8 +69,25 @@ class Runs:
         if way == BY_COST:
             p = self.calibrated(run)
             return {part: self.costs.decide(p(run[f"h_{part}"]), self.prior) for part in ("valid", "test")}
+        if way == MOVED:
+            return self.moved(run)
         shift = np.log(self.prior) if way == ADJUSTED else 0
         return {part: (run[f"h_{part}"] - shift).argmax(1) for part in ("valid", "test")}
+
+    def moved(self, run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Decisions with one number per class added to the adjusted logits, fitted to the validation pictures.
+
+        These themselves are decided by numbers that were fitted without their own fold of groups: else a reading with C
+        free numbers would be judged by what it was fitted to. A class that the fit does not see gets no number of its
+        own, so it is decided by adjusted logits; if all pictures are of one group, that is every class.
+        """
+        h, test = (torch.from_numpy(run[f"h_{part}"] - np.log(self.prior)) for part in ("valid", "test"))
+        y = torch.from_numpy(run["y_valid"])
+        fold = torch.from_numpy(np.unique(self.groups["valid"], return_inverse=True)[1]) % FOLDS
+        valid = h.clone()
+        for k in range(FOLDS if fold.any() else 0):
+            valid[fold == k] += moved_thresholds(h[fold != k], y[fold != k])
+        return {"valid": valid.argmax(1).numpy(), "test": (test + moved_thresholds(h, y)).argmax(1).numpy()}
 
     def calibrated(self, run: dict[str, np.ndarray]) -> judge.Calibration:
         """The calibration of a run, fitted on its validation scores."""

@@ -175,8 +175,9 @@ def _table(found):
     at = [r["name"] for r in rows].index(found["chosen"])
     note = (
         "Brackets: 95 % intervals from a bootstrap over the groups of the test part; each row is the mean over seeds. "
-        "Chosen on validation data alone. Adjusted logits subtract the log of the class shares; by cost: calibrated on "
-        "validation data, then the decision of least expected cost."
+        "Chosen on validation data alone. Adjusted logits subtract the log of the class shares; moved thresholds add "
+        "one number per class, fitted to validation data; by cost: calibrated on validation data, then the decision of "
+        "least expected cost."
     )
     recall = _rows(["recall", *found["classes"]], [[r["name"], *(_with(v) for v in r["recall"])] for r in rows], at)
     drawn = _drawn(figures.dots, found, "Test cost of every method with its interval; the chosen one in colour")
