@@ -75,6 +75,10 @@ ROOM = """() => {
   folded.forEach(e => { e.open = false; });
   return Math.min(85, ...room);
 }"""
+# Tables that are wider than their box.
+BROAD = """() => [...document.querySelectorAll('article table')].filter(e => e.offsetHeight)
+  .filter(e => e.scrollWidth > (e.closest('.pst-scrollable-table-container') || e.parentElement).clientWidth + 1)
+  .map(e => e.textContent.slice(0, 80))"""
 # Values such as 81.1 ± 1.4 that stand on two lines.
 SPLIT = r"""() => {
   const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -117,6 +121,8 @@ SCREEN = {
     "formulas left as text": RAW,
     "headers besides the one": f"() => ({BARS})() - 1",
     "code that is cut off": CUT.replace("SCROLLS", "true"),
+    "tables that scroll sideways": BROAD,
+    "values on two lines": SPLIT,
     "characters of code for which a line has no room": f"() => Math.max(0, 85 - ({ROOM})())",
 }
 PHONE = {
