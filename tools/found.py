@@ -89,12 +89,23 @@ def ahead(found):
     for title, runs in found.items():
         verdict = gaps(runs)
         for label, line in verdict[verdict["verdict"] == "holds"].iterrows():
-            gap = f"{line['difference']:.1f} points ({line['low']:.1f} to {line['high']:.1f}) on {named(title)}"
-            told.setdefault(label, []).append(gap)
-    if not told:
-        return "No row was ahead of it."
-    rows = [f"{IN_WORDS.get(label, label)}, by {' and by '.join(each)}" for label, each in told.items()]
-    return f"What was ahead of it: {'; '.join(rows)}."
+            told.setdefault(label, []).append(f"{line['difference']:.1f} on {named(title)}")
+    rows = [f"{IN_WORDS.get(label, label)}, by points: {', '.join(each)}" for label, each in told.items()]
+    return f"What was ahead of it: {'; '.join(rows) or 'nothing'}."
+
+
+def on_top(found):
+    """Which methods gain with the same adjustment on top, against adjusted cross entropy, per set."""
+    each = {}
+    for title, runs in found.items():
+        alone, rows = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP]
+        found_here = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
+        held = found_here[found_here["verdict"] == "holds"].sort_values("difference", ascending=False)
+        each[named(title)] = ", ".join(f"{row.split(' ')[0]} ({line['difference']:.1f} points)"
+                                       for row, line in held.iterrows()) or "nothing"  # fmt: skip
+    where = {gain: [title for title, own in each.items() if own == gain] for gain in dict.fromkeys(each.values())}
+    told = "; ".join(f"{gain} on {' and '.join(titles)}" for gain, titles in where.items())
+    return f"What gained with the logits adjusted on top: {told}."
 
 
 def draw(found, path):
@@ -106,7 +117,7 @@ def draw(found, path):
 
 
 def page(found):
-    return " ".join([advice(found), price(*next(iter(found.items()))), ahead(found)])
+    return " ".join([advice(found), price(*next(iter(found.items()))), ahead(found), on_top(found)])
 
 
 if __name__ == "__main__":
