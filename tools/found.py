@@ -61,8 +61,8 @@ def advice(found):
     beaten = "; ".join(f"on {sets} it was ahead of {n} published methods" for n, sets in where.items())
     return (
         "**Start with logit adjustment: subtract the log of the class sizes from a trained network's outputs.** "
-        f"With a factor on that log chosen on validation images, {beaten} (CRL, CDB, DOS and MFW, in our versions, tuned "
-        "by the same rule)."
+        f"With a factor on that log chosen on validation images, {beaten} (CRL, CDB, DOS and MFW, in our versions, "
+        "tuned by the same rule)."
     )
 
 
