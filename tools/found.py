@@ -22,7 +22,8 @@ FREE = "logit adjustment"
 SIMPLE = ("moved thresholds", "balanced softmax", "re-trained classifier", "class weights", "over-sampling",
           "tau-normalisation", "focal loss", "mixup", "cross entropy")  # fmt: skip
 METHODS = ("CRL", "CDB", "DOS", "MFW")
-IN_WORDS = {"moved thresholds": "one moved threshold per class, fitted on validation images"}
+IN_WORDS = {"moved thresholds": "one moved threshold per class, fitted on validation images",
+            "mixup": "mixup (which trains on blends of two images)"}  # fmt: skip
 
 
 def complete():
@@ -44,25 +45,35 @@ def gaps(runs):
     return verdicts.compare(own, FREE).sort_values("difference", ascending=False)
 
 
-def counted(verdict):
-    """How many of the four published methods are behind logit adjustment, in words."""
-    behind = sum(verdict.loc[list(METHODS), "verdict"] == "reversed")
-    return {4: "all four", 0: "none of the four"}.get(behind, f"{behind} of the four")
+def listed(words):
+    """'a', 'a and b', 'a, b and c'."""
+    *rest, last = words
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def against(verdict):
+    """What the four published methods are to logit adjustment, in words."""
+    behind = [m for m in METHODS if verdict.loc[m, "verdict"] == "reversed"]
+    level = [m for m in METHODS if verdict.loc[m, "verdict"] == "does not hold"]
+    if len(behind) == len(METHODS):
+        return f"it was ahead of all four published methods ({listed(METHODS)})"
+    if len(behind) + len(level) < len(METHODS) or not behind:
+        raise SystemExit("a published method is ahead of logit adjustment, or none behind it: write this sentence anew")
+    return f"it was ahead of {listed(behind)} and not told apart from {listed(level)}"
 
 
 def advice(found):
-    """What to do first, and on how many sets it was ahead of what. SystemExit where the records do not carry it."""
+    """What to do first, and what it was ahead of on which set. SystemExit where the records do not carry it."""
     for title, runs in found.items():
         plain = verdicts.between(runs[runs["label"].isin([FREE, "cross entropy"])], FREE, "cross entropy")
         if plain["verdict"] != "holds":
             raise SystemExit(f"{title}: {FREE} is not ahead of cross entropy, so the landing page may not advise it")
-    each = {title: counted(gaps(runs)) for title, runs in found.items()}
-    where = {n: " and on ".join(named(t) for t, k in each.items() if k == n) for n in dict.fromkeys(each.values())}
-    beaten = "; ".join(f"on {sets} it was ahead of {n} published methods" for n, sets in where.items())
+    each = {title: against(gaps(runs)) for title, runs in found.items()}
+    where = {k: listed([named(t) for t, own in each.items() if own == k]) for k in dict.fromkeys(each.values())}
     return (
         "**Start with logit adjustment: subtract the log of the class sizes from a trained network's outputs.** "
-        f"With a factor on that log chosen on validation images, {beaten} (CRL, CDB, DOS and MFW, in our versions, "
-        "tuned by the same rule)."
+        f"With a factor on that log chosen on validation images, {'; '.join(f'on {t} {k}' for k, t in where.items())}. "
+        "The methods are in our versions, tuned by the same rule."
     )
 
 
@@ -73,39 +84,39 @@ def named(title):
 
 def price(title, runs):
     """What the rare classes gain and the common ones pay, on one set."""
-    mean = runs.groupby("label")[["head", "tail"]].mean()
-    plain, once, tuned = (mean.loc[label] for label in ("cross entropy", f"{FREE}, untuned", FREE))
+    shown = results.mean_sd(runs, ["head", "tail"], digits=0)
+    plain, once = (shown.loc[label] for label in ("cross entropy", f"{FREE}, untuned"))
     return (
-        f"On {named(title)} it finds {once['tail']:.0f} % of the images of the three rarest classes, where cross "
-        f"entropy finds {plain['tail']:.0f} %; the four largest classes pay for it, with {once['head']:.0f} instead "
-        f"of {plain['head']:.0f} % (means of {runs['label'].value_counts().max()} runs of one small network). With "
-        f"the factor these become {tuned['tail']:.0f} and {tuned['head']:.0f} %."
+        f"Without the factor, on {named(title)}, it finds {once['tail']} % of the images of the three rarest classes, "
+        f"where cross entropy finds {plain['tail']} %; the four largest classes pay for it, with {once['head']} "
+        f"instead of {plain['head']} % (mean ± standard deviation, {runs['label'].value_counts().max()} runs of a "
+        "small network)."
     )
 
 
 def ahead(found):
-    """The simple rows that are ahead of logit adjustment, with the differences per set."""
+    """The rows that are ahead of logit adjustment by themselves, with the differences per set."""
     told = {}
     for title, runs in found.items():
         verdict = gaps(runs)
         for label, line in verdict[verdict["verdict"] == "holds"].iterrows():
-            told.setdefault(label, []).append(f"{line['difference']:.1f} on {named(title)}")
-    rows = [f"{IN_WORDS.get(label, label)}, by points: {', '.join(each)}" for label, each in told.items()]
-    return f"What was ahead of it: {'; '.join(rows) or 'nothing'}."
+            told.setdefault(label, []).append(f"{line['difference']:.1f} points on {named(title)}")
+    rows = [f"{IN_WORDS.get(label, label)}, by {listed(each)}" for label, each in told.items()]
+    return f"What was ahead of it by itself: {'; '.join(rows) or 'nothing'}."
 
 
 def on_top(found):
     """Which methods gain with the same adjustment on top, against adjusted cross entropy, per set."""
-    each = {}
+    alone, rows, each = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP], {}
     for title, runs in found.items():
-        alone, rows = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP]
-        found_here = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
-        held = found_here[found_here["verdict"] == "holds"].sort_values("difference", ascending=False)
-        each[named(title)] = ", ".join(f"{row.split(' ')[0]} ({line['difference']:.1f} points)"
-                                       for row, line in held.iterrows()) or "nothing"  # fmt: skip
-    where = {gain: [title for title, own in each.items() if own == gain] for gain in dict.fromkeys(each.values())}
-    told = "; ".join(f"{gain} on {' and '.join(titles)}" for gain, titles in where.items())
-    return f"What gained with the logits adjusted on top: {told}."
+        gap = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
+        held = gap[gap["verdict"] == "holds"].sort_values("difference", ascending=False)
+        names = [IN_WORDS.get(family, family) for family in held.index.str.split(" ").str[0]]
+        words = [f"{name} by {gain:.1f}" for name, gain in zip(names, held["difference"], strict=True)]
+        each[named(title)] = listed(words) + " points" if words else "none"
+    where = {gain: listed([t for t, own in each.items() if own == gain]) for gain in dict.fromkeys(each.values())}
+    told = "; ".join(f"{gain} on {titles}" for gain, titles in where.items())
+    return f"Methods whose own logits were adjusted beat adjusted cross entropy: {told}."
 
 
 def draw(found, path):
