@@ -117,7 +117,8 @@ def search(size, rounds=3):
     z = torch.randn(size // 20, 120, generator=g).repeat(20, 1) + 0.5 * torch.randn(size // 20 * 20, 120, generator=g)
     truth = nearest(z, K)
     recall = lambda some: (some[:, :, None] == truth[:, None]).any(2).double().mean().item()  # noqa: E731
-    work, kept = {"blocks, float64 (DOS)": lambda: nearest(z, K)}, {}
+    own = "blocks, float64 (DOS)"
+    work, kept = {own: lambda: nearest(z, K)}, {own: truth}
     try:
         import faiss
     except ImportError:
@@ -126,9 +127,9 @@ def search(size, rounds=3):
     def by(index):
         index.add(z.numpy())
         near = torch.from_numpy(index.search(z.numpy(), K + 1)[1])
-        own = near == torch.arange(len(z))[:, None]
-        own[~own.any(1), -1] = True  # where itself was not found, the last goes
-        return near[~own].view(-1, K)
+        itself = near == torch.arange(len(z))[:, None]
+        itself[~itself.any(1), -1] = True  # where itself was not found, the last goes
+        return near[~itself].view(-1, K)
 
     def build(name, index):  # building included
         kept[name] = by(index())
@@ -143,10 +144,7 @@ def search(size, rounds=3):
         indices = {"faiss, exact": partial(faiss.IndexFlatL2, 120), "faiss, HNSW 16, ef 32": hnsw}
         work |= {name: partial(build, name, index) for name, index in indices.items()}
     seconds = in_turn(work, rounds)
-    found = {
-        name: dict(seconds=spread(taken), recall=recall(kept[name]) if name in kept else 1.0)
-        for name, taken in seconds.items()
-    }
+    found = {name: dict(seconds=spread(taken), recall=recall(kept[name])) for name, taken in seconds.items()}
     return found if faiss else found | {"faiss": None}
 
 

@@ -120,6 +120,7 @@ def test_moved_thresholds_are_where_the_balanced_loss_is_flat():
 def test_thresholds_of_classes_told_apart_without_error_are_finite():
     h, y = 50 * torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
     assert moved_thresholds(h, y).abs().max() < 1
+    assert moved_thresholds(torch.eye(3)[:2], torch.tensor([0, 1])).isfinite().all(), "a class without images"
 
 
 def test_a_class_without_images_has_no_part_in_the_fit():
