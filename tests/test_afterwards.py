@@ -7,7 +7,7 @@ import toys
 from torch import nn
 
 from imbook import data, metrics, nets
-from imbook.methods import Afterwards, CrossEntropy, LogitAdjusted
+from imbook.methods import Afterwards, CrossEntropy, LogitAdjusted, TemperatureScaled
 from imbook.methods.afterwards import (
     EPOCHS,
     RATES,
@@ -17,6 +17,7 @@ from imbook.methods.afterwards import (
     moved_thresholds,
     retrained,
     tau_normalised,
+    temperature,
 )
 from imbook.train import Protocol, evaluate, fit
 
@@ -140,3 +141,47 @@ def test_thresholds_need_held_out_images_and_a_linear_layer():
     nets.replace_classifier(net, nets.CosineHead(64, 3))
     with pytest.raises(ValueError, match="'head' is CosineHead"):
         fit(net, Afterwards(train.n), train, valid, protocol=RUN)
+
+
+def test_the_temperature_is_the_one_that_the_labels_were_drawn_at():
+    """Labels drawn from softmax(h / 2.5), the classes alike: the fit finds 2.5, whatever the logits' scale."""
+    g = torch.Generator().manual_seed(0)
+    h = 4 * torch.randn(60_000, 3, generator=g, dtype=torch.float64)
+    y = torch.multinomial((h / 2.5).softmax(1), 1, generator=g)[:, 0]
+    assert temperature(h, y) == pytest.approx(2.5, rel=0.04)
+    assert temperature(10 * h, y) == pytest.approx(10 * temperature(h, y), rel=0.01)
+
+
+def test_classes_count_alike_in_the_temperature():
+    """With every image of a class ten times the temperature is as before: its mean over the classes is."""
+    g = torch.Generator().manual_seed(2)
+    h = 3 * torch.randn(200, 3, generator=g)
+    y = (h + 3 * torch.randn(200, 3, generator=g)).argmax(1)
+    often = torch.where(y == 1, 10, 1)
+    again = temperature(h.repeat_interleave(often, 0), y.repeat_interleave(often))
+    assert again == pytest.approx(temperature(h, y), rel=1e-4) and temperature(h, y) > 1
+    assert temperature(50 * torch.eye(3), torch.arange(3)) > 0.01, "told apart without error: finite"
+    with pytest.raises(ValueError, match="there are none"):
+        temperature(h[:0], y[:0])
+
+
+def test_a_scaled_network_decides_as_the_adjusted_one_and_is_better_calibrated():
+    net, (train, valid) = toys.net(), sets()
+    method = TemperatureScaled(train.n)
+    fit(net, method, train, valid, protocol=RUN)
+    plain = toys.net()
+    fit(plain, CrossEntropy(), *sets(), protocol=RUN)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values()))
+    before, y = evaluate(net, valid, method.readings["adjusted"])
+    after, _ = evaluate(net, valid, method.readings["adjusted, temperature"])
+    assert torch.allclose(before, evaluate(net, valid, LogitAdjusted(train.n))[0], atol=1e-5)
+    t = temperature(before, y)
+    assert torch.allclose(after, before / t, rtol=1e-3, atol=1e-3) and abs(t - 1) > 0.02
+    assert F.cross_entropy(after, y) < F.cross_entropy(before, y)
+    with pytest.raises(ValueError, match="held-out"):
+        fit(net, TemperatureScaled(train.n), train, protocol=RUN)
+    with pytest.raises(ValueError, match="fitted to held-out images"):
+        TemperatureScaled(train.n).finish(net, train)
+    nets.replace_classifier(net, nets.CosineHead(64, 3))
+    with pytest.raises(ValueError, match="'head' is CosineHead"):
+        fit(net, TemperatureScaled(train.n), train, valid, protocol=RUN)

@@ -16,7 +16,7 @@ PARTS = re.findall(r"^#+ (.*?)\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.MULTILINE)
 SECTIONS = {name: BLOCK.findall(text) for name, text in PARTS}
 SETUP = next(iter(SECTIONS.values()))[0]
 RUN = Protocol("own loop", epochs=3, batch=32, lr=0.02, weight_decay=0.0)
-READ = ("CNNCL", "Afterwards")  # whose blocks end with a call of `finish`
+READ = ("CNNCL", "Afterwards", "TemperatureScaled")  # whose blocks end with a call of `finish`
 DRAWN_APART = {"OverSampling", "DOSAbstract"}  # `update` draws random numbers, in `fit` from a generator of its own
 
 

@@ -6,7 +6,7 @@ A new method needs one line in this file, its import.
 
 import typing
 
-from imbook.methods.afterwards import Afterwards
+from imbook.methods.afterwards import Afterwards, TemperatureScaled
 from imbook.methods.baselines import (
     CDT,
     LDAM,

@@ -37,6 +37,18 @@ class LastLayer(Method):
         return F.linear(z, self.weight.to(z.dtype), None if self.bias is None else self.bias.to(z.dtype))
 
 
+def last_layer(net: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (C,), zeros where it has none, of a network's classifier.
+
+    ValueError unless that is an nn.Linear: another last layer cannot take the place of anything else.
+    """
+    name = classifier(net)
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        raise ValueError(f"the classifier {name!r} is {layer}: other last layers are for a plain nn.Linear")
+    return layer.weight, layer.bias if layer.bias is not None else torch.zeros_like(layer.weight[:, 0])
+
+
 def tau_normalised(weight: Tensor, tau: float = 1.0) -> Tensor:
     """Each class's weight vector divided by its length to the power tau: (C, D). tau 0 is the weight itself.
 
@@ -96,6 +108,30 @@ def moved_thresholds(h: Tensor, y: Tensor) -> Tensor:
     return torch.zeros(len(n), device=h.device).masked_scatter(there, (b - b.mean()).float())
 
 
+@torch.enable_grad()
+def temperature(h: Tensor, y: Tensor) -> float:
+    """The number above 0 that divides the logits for the least cross entropy, the mean over the classes in y.
+
+    h: logits (N, C) of held-out images; y: int64 (N,). By L-BFGS on its logarithm. Source: Guo et al. 2017, temperature
+    scaling; that all classes count alike is ours [R]. ValueError without images.
+    """
+    if not len(y):
+        raise ValueError("a temperature is fitted to held-out images: there are none")
+    w, h = 1 / torch.bincount(y, minlength=h.shape[1]).clamp(min=1).double(), h.detach().double()
+    log_t = torch.zeros((), dtype=torch.float64, device=h.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        # a very weak pull to 1 keeps it finite where no image is mistaken
+        loss = F.cross_entropy(h / log_t.exp(), y, weight=w) + 1e-4 * log_t.square()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(log_t.detach().exp())
+
+
 class Afterwards(CrossEntropy):
     """Cross entropy; its trained network is then also read with other last layers. One training gives all results.
 
@@ -115,11 +151,7 @@ class Afterwards(CrossEntropy):
     def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
         if valid is None:
             raise ValueError("thresholds are moved on held-out images: pass valid=Batches(...)")
-        name = classifier(net)
-        layer = net.get_submodule(name)
-        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
-            raise ValueError(f"the classifier {name!r} is {layer}: other last layers are for a plain nn.Linear")
-        weight, bias = layer.weight, layer.bias if layer.bias is not None else torch.zeros_like(layer.weight[:, 0])
+        weight, bias = last_layer(net)
         prior, z = self.prior.to(weight), wide(embed(net, train))
         made = {f"adjusted, tau {t:g}": LastLayer(weight, bias - t * prior) for t in TAUS}
         made |= {f"normalised, tau {t:g}": LastLayer(tau_normalised(weight, t)) for t in TAUS}
@@ -129,6 +161,30 @@ class Afterwards(CrossEntropy):
         h = F.linear(wide(embed(net, valid)), wide(weight), wide(bias))
         made["moved thresholds"] = LastLayer(weight, bias + moved_thresholds(h, valid.y).to(bias))
         self.readings = made
+
+
+class TemperatureScaled(CrossEntropy):
+    """Cross entropy; its adjusted logits are then divided by one `temperature`, fitted to held-out images.
+
+    Decisions stay those of adjusted logits; the probabilities change. tau: the strength of the adjustment. `predict` is
+    the network's own; the readings are 'adjusted' and 'adjusted, temperature'. The classifier must be an nn.Linear:
+    ValueError for another. Source: Guo et al. 2017, after Menon et al. 2021; together [R].
+    """
+
+    several_labels = False
+    needs_valid = True
+
+    def __init__(self, n: Tensor, tau: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("shift", log_prior(n, tau))  # (C,)
+
+    def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
+        if valid is None:
+            raise ValueError("a temperature is fitted to held-out images: pass valid=Batches(...)")
+        weight, bias = last_layer(net)
+        bias = bias - self.shift.to(bias)
+        t = temperature(F.linear(wide(embed(net, valid)), wide(weight), wide(bias)), valid.y)
+        self.readings = {"adjusted": LastLayer(weight, bias), "adjusted, temperature": LastLayer(weight / t, bias / t)}
 
 
 def adjusted(scores: Tensor, n: Tensor | Sequence[int], tau: float = 1.0) -> Tensor:

@@ -137,7 +137,7 @@ def finals(
     return tuple(rows)
 
 
-ON_TOP = ("mixup", "CRL", "CDB", "DOS", "MFW")  # what logits are also adjusted on top of, at tau 1
+ON_TOP = ("mixup", "over-sampling", "CRL", "CDB", "DOS", "MFW")  # what logits are also adjusted on top of, at tau 1
 # As many images as of Fashion-MNIST, so that sixty epochs, after which cross entropy has converged, take a processor
 # some minutes.
 CIFAR_SMALL = Protocol("cifar-small", 60, 64, 0.05, warmup=2, cosine=True, crop=4, flip=True, watch=10)
@@ -167,6 +167,14 @@ TABLES = {
         for ratio in (100, 10)
         for name, choice in CHOICE.items()
     },
+    "rivals-temperature-100": Table(
+        "Adjusted logits with one temperature fitted to validation images: calibration, ratio 100",
+        tuple(
+            Row(title, split, "lenet", SMALL_ONCE, "TemperatureScaled", reading="adjusted, temperature")
+            for title, split in SETS.values()
+        ),
+        together(10),
+    ),
     **{  # settings as chosen on Fashion-MNIST with the same profile
         f"rivals-cifar10-{kind}-100": Table(
             f"The rivals and the methods on CIFAR-10, {title}, ratio 100, ResNet-8, {CIFAR_SMALL.epochs} epochs",
