@@ -24,7 +24,7 @@ from torchvision import models
 from imbook import records
 from imbook.__main__ import main
 from imbook.methods.afterwards import moved_thresholds
-from imbook.yours import measure, pictures, report, trial
+from imbook.yours import judge, measure, pictures, report, trial
 from imbook.yours.trial import Options, make_plan, try_out
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,19 +111,27 @@ def test_the_numbers_are_those_of_scikit_learn(finished):
     assert set(found["random"]) == {"by groups", "at random"}
 
 
-def test_moved_thresholds_are_not_judged_by_what_they_were_fitted_to(finished):
-    runs = measure.Runs(finished[0])
+def test_a_row_is_not_judged_by_what_it_was_fitted_to(finished):
+    """Test images by a fit to all validation images; these by fits without their own fold, whatever its labels are."""
+    runs, rng = measure.Runs(finished[0]), np.random.default_rng(0)
     run = runs.seeds("cross entropy")[0]
-    moved = runs.moved(run)
+    run = {**run, **{f"h_{part}": rng.normal(size=run[f"h_{part}"].shape) for part in ("valid", "test")}}
     adjusted = {part: torch.tensor(run[f"h_{part}"] - np.log(runs.prior)) for part in ("valid", "test")}
     shift = moved_thresholds(adjusted["valid"], torch.tensor(run["y_valid"]))
+    moved, by_cost = runs.moved(run), runs.by_cost(run)
     assert (moved["test"] == (adjusted["test"] + shift).argmax(1).numpy()).all()
-    for group in np.unique(runs.groups["valid"]):
-        own = runs.groups["valid"] == group
-        other = runs.moved({**run, "y_valid": np.where(own, (run["y_valid"] + 1) % 3, run["y_valid"])})
-        assert (other["valid"][own] == moved["valid"][own]).all()  # whatever its own labels are
-    runs.groups["valid"] = np.zeros(len(run["y_valid"]))  # all of one photograph
+    p = judge.Calibration(run["h_valid"], run["y_valid"], runs.prior)(run["h_test"])
+    assert (by_cost["test"] == runs.costs.decide(p, runs.prior)).all()
+    for made, found in ((runs.moved, moved), (runs.by_cost, by_cost)):
+        for group in np.unique(runs.groups["valid"]):
+            own = runs.groups["valid"] == group
+            other = made({**run, "y_valid": np.where(own, (run["y_valid"] + 1) % 3, run["y_valid"])})
+            assert (other["valid"][own] == found["valid"][own]).all()
+    easy = {**run, "h_valid": 3 * np.eye(3)[run["y_valid"]]}
+    assert (runs.by_cost(easy)["test"] != by_cost["test"]).any(), "what is fitted does decide"
+    runs.groups["valid"] = np.zeros(len(run["y_valid"]))  # all of one photograph: nothing is left to fit to
     assert (runs.moved(run)["valid"] == adjusted["valid"].argmax(1).numpy()).all()
+    assert (runs.by_cost(run)["valid"] == adjusted["valid"].argmax(1).numpy()).all()  # the classes count alike here
 
 
 def test_five_thousand_fifty_and_five(tmp_path):

@@ -63,14 +63,15 @@ class Calibration:
     """Probabilities from logits by two numbers fitted on validation data: softmax(slope h + tau log prior).
 
     slope is one over a temperature (Guo et al. 2017); tau puts back the class frequencies that re-sampling or weights
-    have taken out, 0 after plain cross entropy and near 1 after balanced training.
+    have taken out, 0 after plain cross entropy and near 1 after balanced training. Without data they are 1 and 0.
     """
 
     def __init__(self, h: np.ndarray, y: np.ndarray, prior: np.ndarray) -> None:
         self.log_prior, own = np.log(prior), np.arange(len(y))
 
         def loss(at):
-            return -log_softmax(self.logits(h, *at), 1)[own, y].mean() + 1e-3 * (at**2).sum()  # bounded if separable
+            fitted = log_softmax(self.logits(h, *at), 1)[own, y].sum() / max(len(y), 1)
+            return 1e-3 * (at**2).sum() - fitted  # bounded if separable
 
         self.log_slope, self.tau = minimize(loss, np.zeros(2), bounds=[(-4, 4), (-2, 4)]).x
 

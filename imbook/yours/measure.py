@@ -65,10 +65,14 @@ class Runs:
         return {label + way: [self.decide(run, way) for run in self.seeds(label)] for way in ways}
 
     def decide(self, run: dict[str, np.ndarray], way: str) -> dict[str, np.ndarray]:
-        """Decisions of one run on validation and test."""
+        """Decisions of one run on validation and test.
+
+        What a way fits to the validation pictures decides the test part. The validation pictures themselves are decided
+        by numbers that were fitted without their own fold of groups: else a row would be judged by what it was fitted
+        to, the more in its favour the more numbers it has.
+        """
         if way == BY_COST:
-            p = self.calibrated(run)
-            return {part: self.costs.decide(p(run[f"h_{part}"]), self.prior) for part in ("valid", "test")}
+            return self.by_cost(run)
         if way == MOVED:
             return self.moved(run)
         shift = np.log(self.prior) if way == ADJUSTED else 0
@@ -77,17 +81,29 @@ class Runs:
     def moved(self, run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Decisions with one number per class added to the adjusted logits, fitted to the validation pictures.
 
-        These themselves are decided by numbers that were fitted without their own fold of groups: else a reading with C
-        free numbers would be judged by what it was fitted to. A class that the fit does not see gets no number of its
-        own, so it is decided by adjusted logits; if all pictures are of one group, that is every class.
+        A class that the fit does not see gets no number of its own, so it is decided by adjusted logits; if all
+        pictures are of one group, that is every class.
         """
         h, test = (torch.from_numpy(run[f"h_{part}"] - np.log(self.prior)) for part in ("valid", "test"))
-        y = torch.from_numpy(run["y_valid"])
-        fold = torch.from_numpy(np.unique(self.groups["valid"], return_inverse=True)[1]) % FOLDS
+        y, fold = torch.from_numpy(run["y_valid"]), torch.from_numpy(self.fold())
         valid = h.clone()
         for k in range(FOLDS if fold.any() else 0):
             valid[fold == k] += moved_thresholds(h[fold != k], y[fold != k])
         return {"valid": valid.argmax(1).numpy(), "test": (test + moved_thresholds(h, y)).argmax(1).numpy()}
+
+    def by_cost(self, run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Decisions of least expected cost, with calibrated probabilities; without pictures to fit, as they come."""
+        h, y, fold = run["h_valid"], run["y_valid"], self.fold()
+        valid = np.empty(len(y), dtype=np.int64)
+        for k in np.unique(fold):
+            own = fold == k
+            p = judge.Calibration(h[~own], y[~own], self.prior)
+            valid[own] = self.costs.decide(p(h[own]), self.prior)
+        return {"valid": valid, "test": self.costs.decide(self.calibrated(run)(run["h_test"]), self.prior)}
+
+    def fold(self) -> np.ndarray:
+        """Which of the FOLDS parts each validation picture is in, a group as a whole: int64 (N,)."""
+        return np.unique(self.groups["valid"], return_inverse=True)[1] % FOLDS
 
     def calibrated(self, run: dict[str, np.ndarray]) -> judge.Calibration:
         """The calibration of a run, fitted on its validation scores."""
