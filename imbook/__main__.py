@@ -17,6 +17,7 @@ from typing import Any
 
 from imbook import __version__
 
+LINES = 12  # more of them cannot be told apart in one figure
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and carry out one command; returns the exit status."""
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("table", help="print a table from the records")
     command.add_argument("table", metavar="TABLE")
     _out(command)
-    command.add_argument("--figure", type=_path, help="also save recall by class size to this file")
+    command.add_argument("--figure", type=_path, help="also save recall by class size; of many rows, accuracies")
     command.add_argument("--row", action="append", help="in the figure: only the rows with these labels")
     command = commands.add_parser("run", help="run what is missing or stale of some tables")
     command.add_argument("tables", nargs="+", metavar="TABLE", help="tables, parts of the queue, or all")
@@ -292,10 +293,12 @@ def _finish(name: str, have: dict[str, dict[str, Any]], out: Path) -> None:
 
 
 def _save_figure(runs: Any, path: Path) -> None:
+    """Recall by class size, a line a row; of more rows than lines can be told apart, the runs of each in a row."""
     from imbook import plots  # seaborn is slow to import
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure: Any = plots.recall_by_size(runs).figure
+    draw = plots.recall_by_size if runs["label"].nunique() <= LINES else plots.strip
+    figure: Any = draw(runs).figure
     figure.savefig(path, bbox_inches="tight", dpi=120)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import toys
+from PIL import Image
 
 import imbook
 import imbook.__main__ as command
-from imbook import data, records, tables
+from imbook import data, records, results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -189,6 +190,15 @@ def test_a_figure_of_some_rows_and_of_nothing(done, monkeypatch):
     assert drawn == [{"Weighted"}, {"Weighted", "CrossEntropy"}]
     with pytest.raises(ValueError, match="no records to draw: python -m imbook run quick"):
         command.main(["table", "quick", "--figure", "f.png", "--row", "Weigh"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_of_many_rows_is_a_row_each(tmp_path):
+    """Lines of more rows than can be told apart had a legend larger than the figure, and a warning of matplotlib's."""
+    runs = results.frame(tables.TABLES["rivals-select-fashion-lt"], records=records.load())
+    command._save_figure(runs, tmp_path / "f.png")
+    with Image.open(tmp_path / "f.png") as drawn:
+        assert runs["label"].nunique() > command.LINES and drawn.height > 30 * runs["label"].nunique()
 
 
 def test_provenance_prints_a_table(quick, capsys):

@@ -140,10 +140,18 @@ def cells():
 
 
 def draw(found, path):
-    first = next(iter(found.values()))
-    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    shown: pd.DataFrame = gaps(first)
-    plots.differences(shown, ax, f"points of balanced accuracy, to {FREE}")
+    """A panel for each set, the rows in the order of their mean over the sets."""
+    each = {title: gaps(runs) for title, runs in found.items()}
+    mean: pd.Series = pd.DataFrame({title: gap["difference"] for title, gap in each.items()}).mean(axis=1)
+    order, lines = mean.sort_values(ascending=False).index, (len(each) + 1) // 2
+    size = dict(figsize=(8, 3.4 * lines + 0.4), layout="constrained")
+    figure, axes = plt.subplots(lines, 2, sharey=True, squeeze=False, **size)
+    for ax, (title, gap) in zip(axes.flat, each.items()):
+        plots.differences(gap.loc[order], ax, "points")
+        ax.set_title(title, fontsize=10)
+    for ax in axes.flat[len(each) :]:
+        ax.axis("off")
+    figure.suptitle(f"Balanced accuracy less that of {FREE}", fontsize=11)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
