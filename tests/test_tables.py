@@ -115,9 +115,10 @@ def test_a_final_table_holds_each_family_tuned_and_untuned(some_choice):
         on_top = rows[f"{family} + adjusted logits"]
         assert on_top.reading == "adjusted, tau 1" and on_top.key(SEEDS) == rows[family].key(SEEDS)
     assert rows["class weights and over-sampling"].hyper == {"weighted": True}
-    twice = rows["balanced softmax, and adjusted after"]
-    assert twice.hyper == {"tau": 1.0} and twice.reading == "adjusted, tau 1"
-    assert twice.key(SEEDS) == rows["balanced softmax, untuned"].key(SEEDS)
+    for family, setting in (("balanced softmax", {"tau": 1.0}), ("label smoothing", {"epsilon": 0.1})):
+        after = rows[f"{family}, and adjusted after"]
+        assert after.hyper == setting and after.reading == "adjusted, tau 1"
+        assert after.key(SEEDS) == rows[f"{family}, untuned"].key(SEEDS)
     trained = {row.key(SEEDS) for row in rows.values()}
     afterwards = [row for row in rows.values() if row.method == "Afterwards"]
     assert len({row.key(SEEDS) for row in afterwards}) == 1 and len(trained) < len(rows) - len(afterwards)

@@ -114,7 +114,7 @@ def finals(
     """Cross entropy; each family as it was chosen; logits adjusted on top of some of them.
 
     choice: {family: label in the grids}; under a protocol with other epochs the setting at its place. families: which
-    of them, default all that are chosen. untuned: also each family's first setting, and two that correct twice.
+    of them, default all that are chosen. untuned: also each family's first setting, and what should not be combined.
     """
     rows, made = [Row(CE[0], split, net, protocol, "Afterwards")], settings(protocol)
 
@@ -130,7 +130,8 @@ def finals(
             add(f"{family}, untuned", made[family][0])
     if untuned:
         add("class weights and over-sampling", ("", "OverSampling", {"weighted": True}, None))
-        add("balanced softmax, and adjusted after", made["balanced softmax"][0], "adjusted, tau 1")
+        for family in ("balanced softmax", "label smoothing"):
+            add(f"{family}, and adjusted after", made[family][0], "adjusted, tau 1")
     for family in ON_TOP:
         if family in best:
             add(f"{family} + adjusted logits", best[family], "adjusted, tau 1")
