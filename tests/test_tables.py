@@ -114,6 +114,8 @@ def test_a_final_table_holds_each_family_tuned_and_untuned(some_choice):
     for family in rivals.ON_TOP:  # one training gives both
         on_top = rows[f"{family} + adjusted logits"]
         assert on_top.reading == "adjusted, tau 1" and on_top.key(SEEDS) == rows[family].key(SEEDS)
+    control, mined = (rows[f"{label} + adjusted logits"].hyper for label in ("CRL's control", "CRL"))
+    assert control["rho"] == 0 and "rho" not in mined and control["alpha"] == mined["alpha"]  # all but the mining
     assert rows["class weights and over-sampling"].hyper == {"weighted": True}
     for family, setting in (("balanced softmax", {"tau": 1.0}), ("label smoothing", {"epsilon": 0.1})):
         after = rows[f"{family}, and adjusted after"]

@@ -135,6 +135,9 @@ def finals(
     for family in ON_TOP:
         if family in best:
             add(f"{family} + adjusted logits", best[family], "adjusted, tau 1")
+    if "CRL" in best:  # CRL's smaller weight of cross entropy, and nothing mined
+        hyper = {k: v for k, v in best["CRL"][2].items() if k != "level"} | {"rho": 0.0}
+        add("CRL's control + adjusted logits", ("", "CRL", hyper, None), "adjusted, tau 1")
     return tuple(rows)
 
 
