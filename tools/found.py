@@ -23,6 +23,7 @@ FREE = "logit adjustment"
 SIMPLE = ("moved thresholds", "balanced softmax", "re-trained classifier", "class weights", "over-sampling",
           "tau-normalisation", "focal loss", "mixup", "cross entropy")  # fmt: skip
 METHODS = ("CRL", "CDB", "DOS", "MFW")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 IN_WORDS = {"moved thresholds": "one moved threshold per class, fitted on validation images",
             "mixup": "mixup (which trains on blends of two images)"}  # fmt: skip
 
@@ -70,7 +71,7 @@ def advice(found):
         if plain["verdict"] != "holds":
             raise SystemExit(f"{title}: {FREE} is not ahead of cross entropy, so the landing page may not advise it")
     each = {title: against(gaps(runs)) for title, runs in found.items()}
-    where = {k: listed([named(t) for t, own in each.items() if own == k]) for k in dict.fromkeys(each.values())}
+    where = {k: places([t for t, own in each.items() if own == k], found) for k in dict.fromkeys(each.values())}
     return (
         "**Start with logit adjustment: subtract the log of the class sizes from a trained network's outputs.** "
         f"With a factor on that log chosen on validation images, {'; '.join(f'on {t} {k}' for k, t in where.items())}. "
@@ -81,6 +82,16 @@ def advice(found):
 def named(title):
     name, kind = title.split(", ")
     return f"{kind} {name}"
+
+
+def places(titles, found):
+    """Some of the sets in words: 'all four sets', 'both cuts of MNIST', 'long-tailed MNIST'."""
+    if len(titles) == len(found) > 2:
+        return f"all {NUMBERS[len(found)]} sets"
+    by_name = {}
+    for title in titles:
+        by_name.setdefault(title.split(", ")[0], []).append(named(title))
+    return listed([f"both cuts of {name}" if len(own) == 2 else own[0] for name, own in by_name.items()])
 
 
 def price(title, runs):
@@ -96,28 +107,35 @@ def price(title, runs):
 
 
 def ahead(found):
-    """The rows that are ahead of logit adjustment by themselves, with the differences per set."""
+    """The rows that are ahead of logit adjustment by themselves: least to largest difference, and on which sets."""
     told = {}
     for title, runs in found.items():
         verdict = gaps(runs)
         for label, line in verdict[verdict["verdict"] == "holds"].iterrows():
-            told.setdefault(label, []).append(f"{line['difference']:.1f} points on {named(title)}")
-    rows = [f"{IN_WORDS.get(label, label)}, by {listed(each)}" for label, each in told.items()]
+            told.setdefault(label, {})[title] = line["difference"]
+    rows = []
+    for label, gain in told.items():
+        ends = list(dict.fromkeys(f"{end(gain.values()):.1f}" for end in (min, max)))
+        rows.append(f"{IN_WORDS.get(label, label)}, by {' to '.join(ends)} points on {places(list(gain), found)}")
     return f"What was ahead of it by itself: {'; '.join(rows) or 'nothing'}."
 
 
 def on_top(found):
-    """Which methods gain with the same adjustment on top, against adjusted cross entropy, per set."""
-    alone, rows, each = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP], {}
+    """Which methods gain with the same adjustment on top, against adjusted cross entropy, and where none does."""
+    alone, rows, told = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP], {}
     for title, runs in found.items():
         gap = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
-        held = gap[gap["verdict"] == "holds"].sort_values("difference", ascending=False)
-        names = [IN_WORDS.get(family, family) for family in held.index.str.split(" ").str[0]]
-        words = [f"{name} by {gain:.1f}" for name, gain in zip(names, held["difference"], strict=True)]
-        each[named(title)] = listed(words) + " points" if words else "none"
-    where = {gain: listed([t for t, own in each.items() if own == gain]) for gain in dict.fromkeys(each.values())}
-    told = "; ".join(f"{gain} on {titles}" for gain, titles in where.items())
-    return f"Methods whose own logits were adjusted beat adjusted cross entropy: {told}."
+        for label, line in gap[gap["verdict"] == "holds"].iterrows():
+            told.setdefault(label.split(" + ")[0], {})[title] = line["difference"]
+    order = sorted(told, key=lambda family: -max(told[family].values()))
+    where = {places(list(told[family]), found): [] for family in order}
+    for family in order:
+        gains = listed([f"{gain:.1f}" for gain in told[family].values()])
+        where[places(list(told[family]), found)].append(f"{IN_WORDS.get(family, family)} by {gains}")
+    none = [title for title in found if not any(title in gain for gain in told.values())]
+    said = [f"on {sets} {listed(gains)} points" for sets, gains in where.items()]
+    said += [f"on {places(none, found)} none"] if none else []
+    return f"Methods whose own logits were adjusted beat adjusted cross entropy: {'; '.join(said)}."
 
 
 def cells():
