@@ -179,6 +179,15 @@ TABLES = {
         ),
         together(10),
     ),
+    "rivals-repetition-100": Table(
+        "Each class as often as the largest, from where deep over-sampling starts, and logits adjusted: its control",
+        tuple(
+            Row(title, split, "lenet", SMALL_ONCE, "OverSampling", {"whole": True, "start": SMALL_ONCE.epochs * 2 // 5},
+                reading="adjusted, tau 1", adjusted=(1.0,))
+            for name, (title, split) in SETS.items() if name.startswith("mnist")
+        ),
+        together(10),
+    ),
     **{  # settings as chosen on Fashion-MNIST with the same profile
         f"rivals-cifar10-{kind}-100": Table(
             f"The rivals and the methods on CIFAR-10, {title}, ratio 100, ResNet-8, {CIFAR_SMALL.epochs} epochs",
