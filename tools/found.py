@@ -117,16 +117,21 @@ def ahead(found):
     for label, gain in told.items():
         ends = list(dict.fromkeys(f"{end(gain.values()):.1f}" for end in (min, max)))
         rows.append(f"{IN_WORDS.get(label, label)}, by {' to '.join(ends)} points on {places(list(gain), found)}")
-    return f"What was ahead of it by itself: {'; '.join(rows) or 'nothing'}."
+    return f"Ahead of logit adjustment with its factor, by itself: {'; '.join(rows) or 'nothing'}."
 
 
 def on_top(found):
-    """Which methods gain with the same adjustment on top, against adjusted cross entropy, and where none does."""
-    alone, rows, told = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP], {}
+    """Which methods gain with the same adjustment on top, against adjusted cross entropy, and which lose."""
+    alone, rows = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP]
+    told, behind = {}, []
     for title, runs in found.items():
         gap = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
-        for label, line in gap[gap["verdict"] == "holds"].iterrows():
-            told.setdefault(label.split(" + ")[0], {})[title] = line["difference"]
+        for label, line in gap.iterrows():
+            family, gain = label.split(" + ")[0], line["difference"]
+            if line["verdict"] == "holds":
+                told.setdefault(family, {})[title] = gain
+            elif line["verdict"] == "reversed":
+                behind.append(f"{family} was {-gain:.1f} points behind on {named(title)}")
     order = sorted(told, key=lambda family: -max(told[family].values()))
     where = {places(list(told[family]), found): [] for family in order}
     for family in order:
@@ -134,8 +139,10 @@ def on_top(found):
         where[places(list(told[family]), found)].append(f"{IN_WORDS.get(family, family)} by {gains}")
     none = [title for title in found if not any(title in gain for gain in told.values())]
     said = [f"on {sets} {listed(gains)} points" for sets, gains in where.items()]
-    said += [f"on {places(none, found)} none"] if none else []
-    return f"Methods whose own logits were adjusted beat adjusted cross entropy: {'; '.join(said)}."
+    said += [f"on {places(none, found)} no gain was found"] if none else []
+    said += [listed(behind)] if behind else []
+    own = "With the same subtraction made from a method's own outputs, ahead of adjusted cross entropy were:"
+    return f"{own} {'; '.join(said)}."
 
 
 def cells():
