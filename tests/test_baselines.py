@@ -356,7 +356,7 @@ def test_other_methods_visit_each_image_once():
 
 def test_the_registry_names_the_classes():
     assert all(METHODS[name].__name__ == name for name in METHODS) and "CrossEntropy" in METHODS
-    assert all(issubclass(m, Method) and m is not Method for m in METHODS.values()) and len(METHODS) == 19
+    assert all(issubclass(m, Method) and m is not Method for m in METHODS.values()) and len(METHODS) == 20
     assert all(isinstance(m.version, int) and m.__doc__ for m in METHODS.values())
 
 

@@ -174,7 +174,8 @@ TABLES = {
     "rivals-temperature-100": Table(
         "Adjusted logits with one temperature fitted to validation images: calibration, ratio 100",
         tuple(
-            Row(title, split, "lenet", SMALL_ONCE, "TemperatureScaled", reading="adjusted, temperature")
+            Row(f"logit adjustment, temperature: {title}", split, "lenet", SMALL_ONCE, "TemperatureScaled",
+                reading="adjusted, temperature")
             for title, split in SETS.values()
         ),
         together(10),
@@ -182,8 +183,8 @@ TABLES = {
     "rivals-repetition-100": Table(
         "Each class as often as the largest, from where deep over-sampling starts, and logits adjusted: its control",
         tuple(
-            Row(title, split, "lenet", SMALL_ONCE, "OverSampling", {"whole": True, "start": SMALL_ONCE.epochs * 2 // 5},
-                reading="adjusted, tau 1", adjusted=(1.0,))
+            Row(f"over-sampling, whole: {title}", split, "lenet", SMALL_ONCE, "OverSampling",
+                {"whole": True, "start": SMALL_ONCE.epochs * 2 // 5}, reading="adjusted, tau 1", adjusted=(1.0,))
             for name, (title, split) in SETS.items() if name.startswith("mnist")
         ),
         together(10),
