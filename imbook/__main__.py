@@ -19,6 +19,7 @@ from imbook import __version__
 
 LINES = 12  # more of them cannot be told apart in one figure
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and carry out one command; returns the exit status."""
     options = parser().parse_args(arguments)

@@ -132,15 +132,18 @@ def test_a_class_without_images_has_no_part_in_the_fit():
     assert b[1] == 0 and torch.allclose(b[[0, 2, 3]], moved_thresholds(h[:, :3], y), atol=1e-5)
 
 
-def test_thresholds_need_held_out_images_and_a_linear_layer():
+@pytest.mark.parametrize(
+    "made, words", [(Afterwards, "thresholds are moved"), (TemperatureScaled, "a temperature is fitted")]
+)
+def test_what_is_fitted_afterwards_needs_held_out_images_and_a_linear_layer(made, words):
     net, (train, valid) = toys.net(), sets()
     with pytest.raises(ValueError, match="held-out"):
-        fit(net, Afterwards(train.n), train, protocol=RUN)
-    with pytest.raises(ValueError, match="moved on held-out images"):
-        Afterwards(train.n).finish(net, train)
+        fit(net, made(train.n), train, protocol=RUN)
+    with pytest.raises(ValueError, match=f"{words}.* held-out images"):
+        made(train.n).finish(net, train)
     nets.replace_classifier(net, nets.CosineHead(64, 3))
     with pytest.raises(ValueError, match="'head' is CosineHead"):
-        fit(net, Afterwards(train.n), train, valid, protocol=RUN)
+        fit(net, made(train.n), train, valid, protocol=RUN)
 
 
 def test_the_temperature_is_the_one_that_the_labels_were_drawn_at():
@@ -178,10 +181,3 @@ def test_a_scaled_network_decides_as_the_adjusted_one_and_is_better_calibrated()
     t = temperature(before, y)
     assert torch.allclose(after, before / t, rtol=1e-3, atol=1e-3) and abs(t - 1) > 0.02
     assert F.cross_entropy(after, y) < F.cross_entropy(before, y)
-    with pytest.raises(ValueError, match="held-out"):
-        fit(net, TemperatureScaled(train.n), train, protocol=RUN)
-    with pytest.raises(ValueError, match="fitted to held-out images"):
-        TemperatureScaled(train.n).finish(net, train)
-    nets.replace_classifier(net, nets.CosineHead(64, 3))
-    with pytest.raises(ValueError, match="'head' is CosineHead"):
-        fit(net, TemperatureScaled(train.n), train, valid, protocol=RUN)

@@ -126,6 +126,15 @@ def test_a_final_table_holds_each_family_tuned_and_untuned(some_choice):
     assert len({row.key(SEEDS) for row in afterwards}) == 1 and len(trained) < len(rows) - len(afterwards)
 
 
+def test_the_control_of_deep_over_sampling_begins_with_it():
+    """Repetition from the epoch on from which DOS repeats, on the same data, read with the same adjustment."""
+    for row in TABLES["rivals-repetition-100"].rows:
+        name = next(name for name, (title, _) in rivals.SETS.items() if row.label.endswith(f": {title}"))
+        dos = next(r for r in TABLES[f"rivals-{name}-100"].rows if r.label == "DOS + adjusted logits")
+        assert (row.split, row.net, row.protocol, row.reading) == (dos.split, dos.net, dos.protocol, dos.reading)
+        assert row.hyper == {"whole": True, "start": dos.hyper["start"]}
+
+
 # The queue
 
 
