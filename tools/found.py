@@ -85,13 +85,13 @@ def named(title):
 
 
 def places(titles, found):
-    """Some of the sets in words: 'all four sets', 'both cuts of MNIST', 'long-tailed MNIST'."""
+    """Some of the sets in words: 'all four sets', 'both MNIST sets', 'long-tailed MNIST'."""
     if len(titles) == len(found) > 2:
         return f"all {NUMBERS[len(found)]} sets"
     by_name = {}
     for title in titles:
         by_name.setdefault(title.split(", ")[0], []).append(named(title))
-    return listed([f"both cuts of {name}" if len(own) == 2 else own[0] for name, own in by_name.items()])
+    return listed([f"both {name} sets" if len(own) == 2 else own[0] for name, own in by_name.items()])
 
 
 def price(title, runs):
@@ -110,7 +110,7 @@ def ahead(found):
     """The rows that are ahead of logit adjustment by themselves: least to largest difference, and on which sets."""
     told = {}
     for title, runs in found.items():
-        verdict = gaps(runs)
+        verdict = gaps(runs).round(1)
         for label, line in verdict[verdict["verdict"] == "holds"].iterrows():
             told.setdefault(label, {})[title] = line["difference"]
     rows = []
@@ -121,17 +121,17 @@ def ahead(found):
 
 
 def on_top(found):
-    """Which methods gain with the same adjustment on top, against adjusted cross entropy, and which lose."""
-    alone, rows = f"{FREE}, untuned", [f"{family} + adjusted logits" for family in rivals.ON_TOP]
-    told, behind = {}, []
+    """Which methods are ahead of logit adjustment with adjusted logits of their own, all tuned, and which behind."""
+    rows = [f"{family} + adjusted logits" for family in rivals.ON_TOP]
+    told, behind = {}, {}
     for title, runs in found.items():
-        gap = verdicts.compare(runs[runs["label"].isin([alone, *rows])], alone)
-        for label, line in gap.iterrows():
+        compared = verdicts.compare(runs[runs["label"].isin([FREE, *rows])], FREE).round(1)  # as chapter 08 rounds
+        for label, line in compared.iterrows():
             family, gain = label.split(" + ")[0], line["difference"]
             if line["verdict"] == "holds":
                 told.setdefault(family, {})[title] = gain
             elif line["verdict"] == "reversed":
-                behind.append(f"{family} was {-gain:.1f} points behind on {named(title)}")
+                behind.setdefault(family, []).append(f"{-gain:.1f} points on {named(title)}")
     order = sorted(told, key=lambda family: -max(told[family].values()))
     where = {places(list(told[family]), found): [] for family in order}
     for family in order:
@@ -139,10 +139,9 @@ def on_top(found):
         where[places(list(told[family]), found)].append(f"{IN_WORDS.get(family, family)} by {gains}")
     none = [title for title in found if not any(title in gain for gain in told.values())]
     said = [f"on {sets} {listed(gains)} points" for sets, gains in where.items()]
-    said += [f"on {places(none, found)} no gain was found"] if none else []
-    said += [listed(behind)] if behind else []
-    own = "With the same subtraction made from a method's own outputs, ahead of adjusted cross entropy were:"
-    return f"{own} {'; '.join(said)}."
+    said += [f"on {places(none, found)} nothing was"] if none else []
+    said += [listed([f"{family} was behind by {listed(losses)}" for family, losses in behind.items()])] if behind else []
+    return f"With the log subtracted from a method's own outputs, ahead of it were: {'; '.join(said)}."
 
 
 def cells():
