@@ -59,22 +59,22 @@ TABLES = {
     "cdb-ablations": Table(
         "CDB on Fashion-MNIST: what matters",
         rows(FASHION_LT, "lenet", SMALL, CDB_DYNAMIC, *CDB_SMOOTHED, *CDB_SMALL_CHANGES),
-        together(5),
+        together(10),
     ),
     "cdb-noise": Table(
         "CDB on Fashion-MNIST with 25 validation images per class",
         rows(replace(FASHION_LT, valid=25), "lenet", SMALL, CE, CDB_DYNAMIC, CDB_SMOOTHED[1]),
-        together(5),
+        together(10),
     ),
     "cdb-long": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 100, trained three times as long",
         rows(FASHION_LT, "lenet", SMALL_LONG, CE, CDB_FIXED[1], CDB_DYNAMIC),
-        together(3),
+        together(10),
     ),
     "cdb-fashion-10": Table(
         "CDB on Fashion-MNIST, long-tailed, ratio 10",
         rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, CE, BASELINES[1], BASELINES[6], *CDB_OURS),
-        together(5),
+        together(10),
     ),
     **{
         f"cdb-mnist-{share:g}": Table(

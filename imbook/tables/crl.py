@@ -73,7 +73,7 @@ TABLES = {
     "crl-fashion-10": Table(
         "CRL on Fashion-MNIST, long-tailed, ratio 10",
         rows(replace(FASHION_LT, ratio=10), "lenet", SMALL, CE, BASELINES[1], BASELINES[6], *CRL_SIX, CRL_OMEGA),
-        together(5),
+        together(10),
     ),
     "crl-fashion-balanced": Table(
         "CRL on balanced Fashion-MNIST",
@@ -136,7 +136,7 @@ TABLES = {
     "crl-attributes": Table(
         "Fashion-MNIST, long-tailed, ratio 100, with two labels an image: kind of garment, ankle boot or not",
         rows(FASHION_LABELS, "lenet", SMALL, CE, CRL_SIX[0], CRL_SIX[3], CRL_OMEGA),
-        together(5),
+        together(10),
     ),
     "crl-cifar100-select": Table(
         "CRL on balanced CIFAR-100: alpha, judged on the validation images",

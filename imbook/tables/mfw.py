@@ -162,7 +162,7 @@ TABLES = {
     "mfw-ablations": Table(
         "MFW on Fashion-MNIST, step-imbalanced, ratio 100: what matters",
         rows(FASHION_STEP, "lenet", SMALL, CE, MFW_ROW, *MFW_ABLATIONS),
-        together(5),
+        together(10),
     ),
     **{  # the field's counts, without a held-out part: these rows are held against the field's numbers
         f"mfw-cifar{classes}-{short}-{ratio}": Table(
