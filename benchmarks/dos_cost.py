@@ -33,6 +33,8 @@ def measure(make, channels, pixels, size, cut, share, batch, rounds, epochs):
         "DOS, one draw": DOS(n, k=5, r=ONE_DRAW, start=0, every=1),
         "DOS": DOS(n, k=5, start=0, every=1),
         "DOS + abstract labels": DOSAbstract(n, k=5, groups=2, start=0, every=1),
+        "DOS, live": DOS(n, k=5, start=0, every=1, v="live"),
+        "DOS, live, lean": DOS(n, k=5, start=0, every=1, v="live", lean=True),
     }
     net = make(10, channels, pixels)
     optimiser = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, fused=True)

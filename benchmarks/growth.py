@@ -13,7 +13,7 @@ import sys
 from functools import partial
 
 import torch
-from timing import clock, in_turn, ratio, spread, write
+from timing import clock, in_turn, peak, ratio, spread, write
 from torch import nn
 
 from imbook import data, records
@@ -53,20 +53,6 @@ def methods(n):
         "MFW": MFW(n),
         "DOS": DOS(n, k=K, start=0, every=1, minority="half"),
     }
-
-
-def peak(work):
-    """Bytes: the most that torch's allocations of a call stand above where they began."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    held = most = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 def job(method, classes, each, batch):

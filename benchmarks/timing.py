@@ -1,4 +1,4 @@
-"""What the cost scripts share: made images, a clock, steps of training, and times taken in turn."""
+"""What the cost scripts share: made images, a clock, steps of training, times taken in turn, and peak memory."""
 
 import json
 import statistics
@@ -62,6 +62,20 @@ def step_ratios(net, methods, batches, rounds):
         milliseconds={name: spread([1e3 * v / len(batches) for v in values]) for name, values in seconds.items()},
         ratio={name: ratio(seconds[name], seconds["cross entropy"]) for name in methods if name != "cross entropy"},
     )
+
+
+def peak(work):
+    """Bytes: the most that torch's allocations of a call stand above where they began."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    held = most = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
 
 
 def write(record, path, device="cpu"):
