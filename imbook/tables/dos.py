@@ -184,7 +184,7 @@ TABLES = {
             abstract_row(DOS_MNIST, 2, ", head alone", block_weight=0.0),
             abstract_row(DOS_MNIST, 2, ", blocks alone", head_weight=0.0),
         ),
-        together(6),
+        together(10),
         metric="macro_f1",
     ),
     **{

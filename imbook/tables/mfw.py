@@ -138,7 +138,7 @@ TABLES = {
         f"mfw-{name}-{ratio}": Table(
             f"MFW on {title}, ratio {ratio}",
             mfw_rows(replace(split, ratio=ratio), "lenet", SMALL),
-            together(10 if ratio == 100 else 5),
+            together(10),
         )
         for ratio in (100, 10)
         for name, title, split in (
