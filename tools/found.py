@@ -140,7 +140,8 @@ def on_top(found):
     none = [title for title in found if not any(title in gain for gain in told.values())]
     said = [f"on {sets} {listed(gains)} points" for sets, gains in where.items()]
     said += [f"on {places(none, found)} nothing was"] if none else []
-    said += [listed([f"{family} was behind by {listed(losses)}" for family, losses in behind.items()])] if behind else []
+    lost = [f"{family} was behind by {listed(losses)}" for family, losses in behind.items()]
+    said += [listed(lost)] if lost else []
     return f"With the log subtracted from a method's own outputs, ahead of it were: {'; '.join(said)}."
 
 

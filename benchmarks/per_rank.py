@@ -1,0 +1,80 @@
+"""What mining per rank does to CRL on the digits: python benchmarks/per_rank.py [FILE]
+
+Chapter 10 asks whether ranks that mine among their own rows only train a worse network than ranks that gather their
+outputs. One process is enough: the loss of `loss="rank"` is the mean of the losses of the batch's parts, weighted by
+their rows. Long-tailed digits, ratio 20, batches of 64, 20 epochs, seeds that no other run of the book has. Rows: CRL
+gathered; per rank for 2, 4 and 8 ranks; a control for 8 ranks whose minority classes are those of the whole batch, so
+that the ranks lose pairs but mine the same classes; CRL's weight of cross entropy with nothing mined; cross entropy.
+Writes the recall of the four smallest classes after each epoch as one JSON record; the chapter reads it.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from timing import write
+
+from imbook import data, nets, records
+from imbook.methods import CRL, CrossEntropy
+from imbook.methods.crl import mine_classes, minority, relative
+from imbook.train import Protocol, fit
+
+SEEDS, PROTOCOL = range(100, 120), Protocol("digits, ranks", epochs=20, batch=64, lr=0.05)
+
+
+class PerRank(CRL):
+    """CRL under DistributedDataParallel alone: the mean of the ranks' losses, weighted by their rows."""
+
+    ranks = 8
+
+    def forward(self, net, x, y, i):
+        parts = zip(*(t.tensor_split(self.ranks) for t in (x, y, i)), strict=True)
+        return sum(len(part[1]) / len(y) * super(PerRank, self).forward(net, *part) for part in parts)
+
+
+class SameClasses(PerRank):
+    """The control: pairs within a rank, of the classes that are the whole batch's minority."""
+
+    def forward(self, net, x, y, i):
+        h, total = net(x), 0.0
+        small, (a,) = minority(y, h.shape[1]), self.alpha
+        for h_r, y_r in zip(h.tensor_split(self.ranks), y.tensor_split(self.ranks), strict=True):
+            d_pos, d_neg, is_pos, is_neg = mine_classes(h_r.softmax(1), y_r, 3)
+            anchor = small[y_r][:, None]
+            mined = relative(d_pos, d_neg, is_pos & anchor, is_neg & anchor, 0.5)
+            total = total + len(y_r) / len(y) * mined
+        return a * total + (1 - a) * F.cross_entropy(h, y)
+
+
+def over(ranks, kind=PerRank):
+    """A method of `kind` for that many ranks: n -> method."""
+    return type(f"{kind.__name__}{ranks}", (kind,), {"ranks": ranks})
+
+
+WAYS = {
+    "CRL, gathered": CRL,
+    **{f"CRL, {ranks} ranks": over(ranks) for ranks in (2, 4, 8)},
+    "CRL, 8 ranks, the batch's classes": over(8, SameClasses),
+    "CRL's weight, nothing mined": lambda n: CRL(n, rho=0),
+    "cross entropy": lambda n: CrossEntropy(),
+}
+
+
+def trained(method, seed):
+    """The mean recall of the four smallest classes after each epoch, in per cent."""
+    images, rest = data.load("digits")
+    torch.manual_seed(seed)
+    train = data.Batches(images, data.long_tailed(images.y, ratio=20, seed=seed), PROTOCOL.batch, seed=seed)
+    curve = fit(nets.mlp(64, 10), method(train.n), train, data.Batches(rest), seed=seed, protocol=PROTOCOL)
+    four = train.n.argsort()[:4].tolist()
+    return [25 * sum(row["valid"][k] for k in four) for row in curve]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    path = sys.argv[1] if len(sys.argv) > 1 else records.RECORDS / "per-rank-digits.json"
+    curves = {way: {str(seed): trained(method, seed) for seed in SEEDS} for way, method in WAYS.items()}
+    write(dict(recall=curves), path)
+    for way, of in curves.items():
+        ends = torch.tensor([curve[-1] for curve in of.values()])
+        print(f"{way}: {ends.mean():.1f} % at the end")
