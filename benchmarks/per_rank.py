@@ -3,9 +3,9 @@
 Chapter 10 asks whether ranks that mine among their own rows only train a worse network than ranks that gather their
 outputs. One process is enough: the loss of `loss="rank"` is the mean of the losses of the batch's parts, weighted by
 their rows. Long-tailed digits, ratio 20, batches of 64, 20 epochs, seeds that no other run of the book has. Rows: CRL
-gathered; per rank for 2, 4 and 8 ranks; a control for 8 ranks whose minority classes are those of the whole batch, so
-that the ranks lose pairs but mine the same classes; CRL's weight of cross entropy with nothing mined; cross entropy.
-Writes the recall of the four smallest classes after each epoch as one JSON record; the chapter reads it.
+gathered; per rank for 2, 4 and 8 ranks; controls for 8 ranks in which the minority classes, the hard negatives or the
+hard positives are sought in the whole batch, or all but the classes; CRL's weight of cross entropy with nothing mined;
+cross entropy. Writes the recall of the four smallest classes after each epoch as one JSON record; the chapter reads it.
 """
 
 import sys
@@ -32,29 +32,41 @@ class PerRank(CRL):
         return sum(len(part[1]) / len(y) * super(PerRank, self).forward(net, *part) for part in parts)
 
 
-class SameClasses(PerRank):
-    """The control: pairs within a rank, of the classes that are the whole batch's minority."""
+class Controls(PerRank):
+    """Each of three things is sought in the whole batch, or within a rank: the minority classes, hard positives and
+    hard negatives.
+
+    classes, positives, negatives: True for the whole batch. All True is CRL gathered. The mean is over the triplets of
+    the batch.
+    """
+
+    classes = positives = negatives = False
 
     def forward(self, net, x, y, i):
-        h, total = net(x), 0.0
-        small, (a,) = minority(y, h.shape[1]), self.alpha
-        for h_r, y_r in zip(h.tensor_split(self.ranks), y.tensor_split(self.ranks), strict=True):
-            d_pos, d_neg, is_pos, is_neg = mine_classes(h_r.softmax(1), y_r, 3)
-            anchor = small[y_r][:, None]
-            mined = relative(d_pos, d_neg, is_pos & anchor, is_neg & anchor, 0.5)
-            total = total + len(y_r) / len(y) * mined
-        return a * total + (1 - a) * F.cross_entropy(h, y)
+        h, (a,) = net(x), self.alpha
+        ranks = list(zip(h.tensor_split(self.ranks), y.tensor_split(self.ranks), strict=True))
+        whole = mine_classes(h.softmax(1), y, 3)  # d_pos, d_neg, is_pos, is_neg, each (B, K)
+        parts = [torch.cat(t) for t in zip(*(mine_classes(h_r.softmax(1), y_r, 3) for h_r, y_r in ranks), strict=True)]
+        d_pos, d_neg, is_pos, is_neg = (
+            (whole if wide else parts)[k] for k, wide in enumerate(2 * (self.positives, self.negatives))
+        )
+        of_rank = [minority(y_r, h.shape[1])[y_r] for _, y_r in ranks]
+        anchor = (minority(y, h.shape[1])[y] if self.classes else torch.cat(of_rank))[:, None]
+        return a * relative(d_pos, d_neg, is_pos & anchor, is_neg & anchor, 0.5) + (1 - a) * F.cross_entropy(h, y)
 
 
-def over(ranks, kind=PerRank):
+def over(ranks, kind=PerRank, **wide):
     """A method of `kind` for that many ranks: n -> method."""
-    return type(f"{kind.__name__}{ranks}", (kind,), {"ranks": ranks})
+    return type(f"{kind.__name__}{ranks}", (kind,), {"ranks": ranks, **wide})
 
 
 WAYS = {
     "CRL, gathered": CRL,
     **{f"CRL, {ranks} ranks": over(ranks) for ranks in (2, 4, 8)},
-    "CRL, 8 ranks, the batch's classes": over(8, SameClasses),
+    "8 ranks, but the batch's classes": over(8, Controls, classes=True),
+    "8 ranks, but the batch's negatives": over(8, Controls, negatives=True),
+    "8 ranks, but the batch's positives": over(8, Controls, positives=True),
+    "gathered, but the ranks' classes": over(8, Controls, positives=True, negatives=True),
     "CRL's weight, nothing mined": lambda n: CRL(n, rho=0),
     "cross entropy": lambda n: CrossEntropy(),
 }

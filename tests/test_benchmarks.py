@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imbook import data, nets, records
-from imbook.methods import CRL
+from imbook.methods import CRL, crl
 
 
 @pytest.fixture
@@ -43,22 +43,33 @@ def test_memory_tells_what_live_neighbours_take(script):
         assert made["DOS"]["kept_mb"] > made["CDB"]["kept_mb"] > 0 == made["cross entropy"]["kept_mb"]
 
 
-def test_the_control_of_mining_per_rank_differs_in_the_pairs_alone(script):
+def test_the_controls_of_mining_per_rank(script):
     per_rank = script("per_rank")
     torch.manual_seed(0)
     y = torch.tensor([0] * 10 + [1] * 4 + [2] * 2)[torch.randperm(16)]
     x, net, i, n = torch.randn(16, 64), nets.mlp(64, 3), torch.arange(16), data.counts(y)
-    gathered = CRL(n)(net, x, y, i)
-    alone, control = (per_rank.over(1, kind)(n)(net, x, y, i) for kind in (per_rank.PerRank, per_rank.SameClasses))
-    assert gathered.item() == pytest.approx(alone.item(), abs=1e-6) == control.item()
-    # two ranks, by hand: the classes 1 and 2 are the batch's minority, whatever the ranks hold
-    from imbook.methods import crl
+    gathered = CRL(n)(net, x, y, i).item()
+    wide = dict(classes=True, positives=True, negatives=True)
+    for same in (per_rank.over(1), per_rank.over(1, per_rank.Controls), per_rank.over(4, per_rank.Controls, **wide)):
+        assert same(n)(net, x, y, i).item() == pytest.approx(gathered, abs=1e-6)
 
-    h, mined = net(x), 0.0
-    for h_r, y_r in zip(h.tensor_split(2), y.tensor_split(2), strict=True):
-        d_pos, d_neg, is_pos, is_neg = crl.mine_classes(h_r.softmax(1), y_r, 3)
-        of_two = (y_r > 0)[:, None]
-        mined = mined + crl.relative(d_pos, d_neg, is_pos & of_two, is_neg & of_two, 0.5) / 2
-    a = CRL(n).alpha[0]
-    expected = a * mined + (1 - a) * torch.nn.functional.cross_entropy(h, y)
-    assert per_rank.over(2, per_rank.SameClasses)(n)(net, x, y, i).item() == pytest.approx(expected.item(), abs=1e-6)
+    # two ranks, triplet by triplet
+    p, a, half = net(x).softmax(1), CRL(n).alpha[0], 8
+    parts = [range(half), range(half, 16)]
+    small = {k: [c for c in range(3) if crl.minority(y[list(part)], 3)[c]] for k, part in enumerate(parts)}
+    for classes, positives, negatives in [(True, False, False), (False, True, False), (False, False, True)]:
+        triplets = []
+        for j in range(16):
+            rank, c = j // half, int(y[j])
+            if c not in ([1, 2] if classes else small[rank]):
+                continue
+            near, far = (range(16) if wide else parts[rank] for wide in (positives, negatives))
+            low = sorted((k for k in near if y[k] == c), key=lambda k: p[k, c].item())[:3]  # noqa: B023
+            high = sorted((k for k in far if y[k] != c), key=lambda k: -p[k, c].item())[:3]  # noqa: B023
+            triplets += [
+                (0.5 + (p[j, c] - p[u, c]).abs() - (p[j, c] - p[v, c])).relu() for u in low if u != j for v in high
+            ]
+        mined = sum(triplets) / len(triplets)
+        expected = a * mined + (1 - a) * torch.nn.functional.cross_entropy(net(x), y)
+        made = per_rank.over(2, per_rank.Controls, classes=classes, positives=positives, negatives=negatives)
+        assert made(n)(net, x, y, i).item() == pytest.approx(expected.item(), abs=1e-6)
