@@ -131,7 +131,7 @@ def on_top(found):
             if line["verdict"] == "holds":
                 told.setdefault(family, {})[title] = gain
             elif line["verdict"] == "reversed":
-                behind.setdefault(family, []).append(f"{-gain:.1f} points on {named(title)}")
+                behind.setdefault(family, []).append(title)
     order = sorted(told, key=lambda family: -max(told[family].values()))
     where = {places(list(told[family]), found): [] for family in order}
     for family in order:
@@ -140,9 +140,9 @@ def on_top(found):
     none = [title for title in found if not any(title in gain for gain in told.values())]
     said = [f"on {sets} {listed(gains)} points" for sets, gains in where.items()]
     said += [f"on {places(none, found)} nothing was"] if none else []
-    lost = [f"{family} was behind by {listed(losses)}" for family, losses in behind.items()]
-    said += [listed(lost)] if lost else []
-    return f"With the log subtracted from a method's own outputs, ahead of it were: {'; '.join(said)}."
+    lost = [f"{family} on {places(sets, found)}" for family, sets in behind.items()]
+    text = f"With the log subtracted from a method's own outputs, ahead of it were: {'; '.join(said)}."
+    return f"{text} Behind it were {listed(lost)}." if lost else text
 
 
 def cells():
@@ -181,7 +181,8 @@ def draw(found, path):
 
 
 def page(found):
-    return " ".join([advice(found), price(*next(iter(found.items()))), ahead(found), on_top(found)]) + f"\n\n{cells()}"
+    first, second = (advice(found), price(*next(iter(found.items())))), (ahead(found), on_top(found))
+    return "\n\n".join([" ".join(first), " ".join(second), cells()])
 
 
 if __name__ == "__main__":
