@@ -92,6 +92,14 @@ def test_figures_have_an_alternative_text(path):
 
 
 @each
+def test_no_output_is_a_warning(path):
+    """What a cell writes to stderr is no result; a warning also shows where the notebook was run."""
+    for source, cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            assert output.get("name") != "stderr", f"{''.join(output['text'])[:300]}\nin the cell\n{source}"
+
+
+@each
 def test_no_cell_ends_in_a_semicolon(path):
     for source, _ in cells(path, "code"):
         assert not source.rstrip().endswith(";"), f"a semicolon hides nothing here, end in plt.show():\n{source}"
