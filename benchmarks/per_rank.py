@@ -3,9 +3,10 @@
 Chapter 10 asks whether ranks that mine among their own rows only train a worse network than ranks that gather their
 outputs. One process is enough: the loss of `loss="rank"` is the mean of the losses of the batch's parts, weighted by
 their rows. Long-tailed digits, ratio 20, batches of 64, 20 epochs, seeds that no other run of the book has. Rows: CRL
-gathered; per rank for 2, 4 and 8 ranks; controls for 8 ranks in which the minority classes, the hard negatives or the
-hard positives are sought in the whole batch, or all but the classes; CRL's weight of cross entropy with nothing mined;
-cross entropy. Writes the recall of the four smallest classes after each epoch as one JSON record; the chapter reads it.
+gathered; per rank for 2, 4 and 8 ranks; controls for 8 ranks: one mean over the batch's triplets in place of a mean of
+means, then also with the whole batch's minority classes, hard negatives or hard positives, or with all but the classes;
+CRL's weight of cross entropy with nothing mined; cross entropy. Writes the recall of the four smallest classes after
+each epoch as one JSON record; the chapter reads it.
 """
 
 import sys
@@ -63,6 +64,7 @@ def over(ranks, kind=PerRank, **wide):
 WAYS = {
     "CRL, gathered": CRL,
     **{f"CRL, {ranks} ranks": over(ranks) for ranks in (2, 4, 8)},
+    "8 ranks, but one mean": over(8, Controls),
     "8 ranks, but the batch's classes": over(8, Controls, classes=True),
     "8 ranks, but the batch's negatives": over(8, Controls, negatives=True),
     "8 ranks, but the batch's positives": over(8, Controls, positives=True),
