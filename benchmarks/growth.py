@@ -27,7 +27,11 @@ SEARCHED = (1000, 4000, 16_000)
 
 
 def batches(classes, each, batch):
-    """Features of 64 numbers as images of 1 x 8 x 8, `each` per class; classes come in turn, the last half as large."""
+    """Features of 64 numbers as images of 1 x 8 x 8, classes in turn: `each` per class, fewer in the last half.
+
+    There every second image is left out by its position, but the first of each class stays: with an even number of
+    classes every other one of that half keeps `each` images and the others one.
+    """
     y = torch.arange(classes * each) % classes
     y = y[(y < (classes + 1) // 2) | (torch.arange(len(y)) % 2 == 0) | (torch.arange(len(y)) < classes)]
     x = torch.rand(len(y), 1, 8, 8, generator=torch.Generator().manual_seed(0))

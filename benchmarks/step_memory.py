@@ -1,9 +1,10 @@
-"""The memory of a training step of each method beside cross entropy's: python benchmarks/step_memory.py [FILE]
+"""The memory of a training step of each method beside cross entropy's: python benchmarks/step_memory.py [RECORD]
 
 On one thread of a processor, by torch's profiler: the most that the allocations of a step (forward, backward, update)
 stand above where it began, the second step after the method's first update, and what the method keeps between steps.
-Nothing is timed. Weights, momentum and the batch itself are the same for all and left out. Writes one JSON record; the
-chapters read it.
+Nothing is timed. Weights, momentum and the batch itself are the same for all and left out. Writes JSON records, which
+the chapters read: step-memory-cpu (the methods) and step-memory-rivals-cpu (the rivals), or the one that is named. What
+torch allocates differs a little from processor to processor: compare within a record.
 """
 
 import gc
@@ -13,7 +14,21 @@ import torch
 from timing import images, peak, steps, write
 
 from imbook import data, nets, records
-from imbook.methods import CDB, CRL, DOS, MFW, CrossEntropy, DOSAbstract, OverSampling
+from imbook.methods import (
+    CDB,
+    CDT,
+    CRL,
+    DOS,
+    MFW,
+    BalancedSoftmax,
+    CrossEntropy,
+    DOSAbstract,
+    Focal,
+    LabelSmoothing,
+    Mixup,
+    OverSampling,
+    Weighted,
+)
 
 # network, channels, pixels, classes, largest class, ratio, batch
 SETTINGS = {
@@ -39,14 +54,30 @@ def methods(n):
     }
 
 
-def measure(make, channels, pixels, classes, largest, ratio, batch):
+def rivals(n):
+    return {
+        "cross entropy": CrossEntropy(),
+        "class weights": Weighted(n, reduction="weights"),
+        "focal loss": Focal(n, gamma=2.0),
+        "label smoothing": LabelSmoothing(n),
+        "balanced softmax": BalancedSoftmax(n),
+        "CDT": CDT(n),
+        "mixup": Mixup(n, alpha=1.0),
+        "over-sampling": OverSampling(n),
+    }
+
+
+RECORDS = {"step-memory-cpu": methods, "step-memory-rivals-cpu": rivals}
+
+
+def measure(rows, make, channels, pixels, classes, largest, ratio, batch):
     """{method: MB of a step, its ratio to cross entropy's, MB kept}, each from the same start."""
     torch.manual_seed(0)
     made = images(largest * classes, channels, pixels, classes)
     sizes = data.long_tailed_counts(largest, ratio, classes)
     index = torch.cat([torch.nonzero(made.y == c)[:k, 0] for c, k in enumerate(sizes)])
     net, found = make(classes=classes, channels=channels), {}
-    for name, method in methods(data.counts(made.y[index])).items():
+    for name, method in rows(data.counts(made.y[index])).items():
         train = data.Batches(made, index, batch=batch, seed=0)
         optimiser = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, fused=True)
         with torch.no_grad():
@@ -63,8 +94,8 @@ def measure(make, channels, pixels, classes, largest, ratio, batch):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path = sys.argv[1] if len(sys.argv) > 1 else records.RECORDS / "step-memory-cpu.json"
-    record = dict(settings={name: measure(*setting) for name, setting in SETTINGS.items()})
-    write(record, path)
-    for name, of in record["settings"].items():
-        print(name, {method: round(v["ratio"], 2) for method, v in of.items()})
+    for name in sys.argv[1:] or RECORDS:
+        record = dict(settings={k: measure(RECORDS[name], *setting) for k, setting in SETTINGS.items()})
+        write(record, records.RECORDS / f"{name}.json")
+        for setting, of in record["settings"].items():
+            print(setting, {method: round(v["ratio"], 2) for method, v in of.items()})

@@ -99,18 +99,20 @@ def visits(row: Row, n: Any) -> list[int]:
 
 def estimate(
     row: Row, n: Any, machine: Machine = Machine(), gpus: Sequence[int] = (1, 8, 64),
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | None = None, gathered: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Hours and money of one run, one line per number of GPUs: a list of dicts for a table.
 
     row: what is run; n: its class counts (or a tuple of them); machine: the assumptions; shape: of one x, default that
-    of the row's set. Columns: gpus, steps, images (visited, evaluation included), bound ('compute', 'reading',
-    'launching' or 'gradients': which takes longest), hours, gpu_hours, dollars.
+    of the row's set; gathered: bytes of the tables that the ranks sum in a step beside the gradients, both passes
+    together (4 B C forward and as many backward for the outputs). Columns: gpus, steps, images (visited, evaluation
+    included), bound ('compute', 'reading', 'launching' or 'gradients': which takes longest), hours, gpu_hours, dollars.
 
     A training step costs three forward passes, an evaluated image one; training images are evaluated as often as the
     protocol watches, test images are left out as few. A step takes the longest of its parts, which are assumed to
     overlap: operations / (flops * used), pictures decoded / reads (none where the set is in memory), launch, and an
-    all-reduce of 2 (g - 1) / g * 4 bytes per parameter over the link. The batch is the protocol's, shared by all GPUs.
+    all-reduce of 2 (g - 1) / g * (4 bytes per parameter + gathered) over the link. The batch is the protocol's, shared
+    by all GPUs.
     """
     several = isinstance(n, tuple)
     classes: Any = tuple(map(len, n)) if several else len(n)
@@ -125,7 +127,7 @@ def estimate(
             "compute": flops * (3 * sum(each) + watched) / (g * machine.flops * machine.used),
             "reading": (sum(each) + watched) * decoded / (g * machine.reads),
             "launching": steps * machine.launch,
-            "gradients": steps * 2 * (g - 1) / g * 4 * parameters / machine.link,
+            "gradients": steps * 2 * (g - 1) / g * (4 * parameters + gathered) / machine.link,
         }
         bound = max(seconds, key=seconds.__getitem__)
         hours = seconds[bound] / 3600

@@ -16,7 +16,7 @@ from imbook.methods import CRL, crl
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     yield importlib.import_module
-    for name in ("timing", "per_rank", "step_memory"):
+    for name in ("timing", "per_rank", "step_memory", "growth", "exchange"):
         sys.modules.pop(name, None)
 
 
@@ -41,6 +41,14 @@ def test_memory_tells_what_live_neighbours_take(script):
             expected = 6 if method == "DOS, live" else 3.5 if method == "DOS, live, lean" else 1  # one image and five
             assert found["ratio"] == pytest.approx(expected, rel=0.15), (name, method)
         assert made["DOS"]["kept_mb"] > made["CDB"]["kept_mb"] > 0 == made["cross entropy"]["kept_mb"]
+
+
+def test_no_rival_takes_much_memory(script):
+    rows = set(script("step_memory").rivals(torch.tensor([20, 10])))
+    of = json.loads((records.RECORDS / "step-memory-rivals-cpu.json").read_text())["settings"]
+    for name, made in of.items():
+        assert set(made) == rows, name
+        assert [m for m, found in made.items() if found["ratio"] > 1] == ["mixup"] and made["mixup"]["ratio"] < 1.05
 
 
 def test_the_controls_of_mining_per_rank(script):
@@ -73,3 +81,28 @@ def test_the_controls_of_mining_per_rank(script):
         expected = a * mined + (1 - a) * torch.nn.functional.cross_entropy(net(x), y)
         made = per_rank.over(2, per_rank.Controls, classes=classes, positives=positives, negatives=negatives)
         assert made(n)(net, x, y, i).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_mining_per_rank_at_other_learning_rates(script):
+    per_rank = script("per_rank")
+    of = json.loads((records.RECORDS / "per-rank-digits.json").read_text())
+    seeds = [str(seed) for seed in per_rank.SEEDS]
+    assert list(of["recall"]) == list(per_rank.WAYS) and list(of["rates"]) == [str(rate) for rate in per_rank.RATES]
+    for found in (of["recall"], *of["rates"].values()):
+        assert set(per_rank.AT_RATES) <= set(found)
+        for curves in found.values():
+            assert list(curves) == seeds and all(len(curve) == per_rank.PROTOCOL.epochs for curve in curves.values())
+    images, _ = data.load("digits")
+    n = data.counts(images.y[data.long_tailed(images.y, ratio=20, seed=100)])
+    assert per_rank.RATES[0] * (1 - CRL(n).alpha[0]) == pytest.approx(per_rank.PROTOCOL.lr, rel=0.01)
+
+
+def test_the_bytes_of_gathered_tables(script):
+    script("exchange")
+    of = json.loads((records.RECORDS / "exchange-cpu.json").read_text())
+    scores, features = (4 * of["batch"] * of[size] for size in ("classes", "features"))
+    assert len(of["methods"]) == 7
+    for name, found in of["methods"].items():
+        tables = 6 if name == "DOS" else 1  # an image and its five neighbours
+        more = features * (name in ("CRL, instance", "MFW", "DOS"))  # given features have no gradient
+        assert found["bytes"] == {"one": 0, "global": 2 * tables * scores + more, "rank": 0}, name

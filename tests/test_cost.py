@@ -65,6 +65,8 @@ def test_an_estimate_by_hand():
     (tied,) = cost.estimate(ROW, N, replace(machine, reads=1e9, link=1e6), gpus=(64,))
     assert tied["bound"] == "gradients"
     assert tied["hours"] == pytest.approx(one["steps"] * 2 * 63 / 64 * 4 * parameters / 1e6 / 3600)
+    (tables,) = cost.estimate(ROW, N, replace(machine, reads=1e9, link=1e6), gpus=(64,), gathered=12 * parameters)
+    assert tables["bound"] == "gradients" and tables["hours"] == pytest.approx(4 * tied["hours"])
     (small,) = cost.estimate(ROW, N, replace(machine, reads=1e9, flops=1e18, launch=9.0), gpus=(1,))
     assert small["bound"] == "launching" and small["hours"] == pytest.approx(one["steps"] * 9 / 3600)
     assert cost.crossover(machine, flops) == pytest.approx(0.5e12 / 3 / flops)

@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 import forked
+import heads
 import method_cards
 import nbformat
 import pytest
@@ -264,7 +265,7 @@ def unbacked(text, backing):
 
 @each
 def test_numbers_in_prose_are_backed(path):
-    backing = "\n".join([outputs(path), code(path), FACTS.read_text()])
+    backing = "\n".join([outputs(path), code(path), FACTS.read_text(), heads.sentence(ROOT, path.stem)])
     missing = {source: found for source in prose(path) if (found := unbacked(source, backing))}
     assert not missing, "\n\n".join(f"{found} in\n{source}" for source, found in missing.items())
 
@@ -366,6 +367,12 @@ def test_a_chapter_keeps_its_size(path):
 
 
 # -- what is collected or written from elsewhere ----------------------------------------------------------------------
+
+
+@each
+def test_the_head_has_the_cost_that_was_measured(path):
+    found = [heads.SENTENCE.findall(source) for source in prose(path) if heads.SENTENCE.search(source)]
+    assert found == [[heads.sentence(ROOT, path.stem)]], "run `make generated`"
 
 
 def test_method_cards_page_is_up_to_date():

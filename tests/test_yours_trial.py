@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +25,7 @@ from torchvision import models
 from imbook import records
 from imbook.__main__ import main
 from imbook.methods.afterwards import moved_thresholds
-from imbook.yours import judge, measure, pictures, report, trial
+from imbook.yours import figures, judge, measure, pictures, report, trial
 from imbook.yours.trial import Options, make_plan, try_out
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,6 +235,15 @@ def test_a_short_training_is_said(finished):
     own = json.loads((finished[0] / "result.json").read_text())
     one_epoch = np.load(finished[0] / "runs/cross-entropy-0.npz")["n"].sum()
     assert f"Each run had {2 * int(np.ceil(one_epoch / 16))} steps." in " ".join(report.recommendation(own))
+
+
+def test_the_dashed_line_of_the_curve_is_the_chosen_row():
+    for name in ("yours-bccd", "yours-bccd-30"):
+        found = json.loads((records.RECORDS / f"{name}.json").read_text())
+        curve, dashed = figures.curve(found, plt.subplots()[1]).lines
+        plt.close()
+        cost = {row["name"]: row["cost"][0] for row in found["rows"]}
+        assert set(dashed.get_ydata()) == {cost[found["chosen"]]} and list(curve.get_ydata()) == found["curve"]["cost"]
 
 
 def test_a_report_leaves_the_drawing_as_it_was(finished):

@@ -222,6 +222,7 @@ def dist():
 def generated():
     """rewrite the pages and the figure that are made from notebooks and records"""
     setup()
+    call(PYTHON, "tools/heads.py")
     call(PYTHON, "tools/method_cards.py", out="book/_generated/method-cards.md")
     call(PYTHON, "tools/structure.py", out="book/_generated/structure.md", PYTHONUTF8="1")
     call(PYTHON, "tools/step_costs.py", out="book/_generated/step-costs.md", PYTHONPATH="benchmarks")
