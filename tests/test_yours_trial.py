@@ -22,7 +22,7 @@ from sklearn import metrics as sk
 from sklearn.datasets import load_digits
 from torchvision import models
 
-from imbook import records
+from imbook import plots, records
 from imbook.__main__ import main
 from imbook.methods.afterwards import moved_thresholds
 from imbook.yours import figures, judge, measure, pictures, report, trial
@@ -243,6 +243,7 @@ def test_the_dashed_line_of_the_curve_is_the_chosen_row():
         curve, dashed = figures.curve(found, plt.subplots()[1]).lines
         plt.close()
         cost = {row["name"]: row["cost"][0] for row in found["rows"]}
+        assert curve.get_color() == plots.COLOURS["cross entropy"]
         assert set(dashed.get_ydata()) == {cost[found["chosen"]]} and list(curve.get_ydata()) == found["curve"]["cost"]
 
 

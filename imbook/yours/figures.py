@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageOps
 
-from imbook.plots import COLOURS
-
+PLAIN = "#4d4d4d"  # cross entropy, as in the whole book
 PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#c8733c"}
 SHOWN, EACH, PAIRS, SIDE = 10, 8, 6, 64  # of the findings: classes, pictures per class, pairs, pixels of a side
 
@@ -144,7 +143,7 @@ def calibration(result: dict[str, Any], ax: Axes) -> Axes:
 def curve(result: dict[str, Any], ax: Axes) -> Axes:
     """Test cost of cross entropy, first seed, against the pictures of the smallest class; dashed: the chosen row's."""
     found, chosen = result["curve"], next(row for row in result["rows"] if row["name"] == result["chosen"])
-    ax.plot(found["n"], found["cost"], "o-", color=COLOURS["cross entropy"], label="cross entropy")
+    ax.plot(found["n"], found["cost"], "o-", color=PLAIN, label="cross entropy")
     ax.axhline(chosen["cost"][0], color=PARTS["test"], ls="--", label="the choice")
     ax.set(xscale="log", xlabel=f"training pictures of {found['cls']} (log)", ylabel=_cost_label(result))
     ax.set_xticks(found["n"], list(map(str, found["n"])))
