@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,22 @@ def test_a_short_training_is_said(finished):
     own = json.loads((finished[0] / "result.json").read_text())
     one_epoch = np.load(finished[0] / "runs/cross-entropy-0.npz")["n"].sum()
     assert f"Each run had {2 * int(np.ceil(one_epoch / 16))} steps." in " ".join(report.recommendation(own))
+
+
+def test_a_row_with_fewer_seeds_is_held_against_the_same_seeds(finished, tmp_path):
+    """Else the seeds that it lacks would be a part of its difference: here one that makes no error."""
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    path = out / "runs" / "cross-entropy-1.npz"
+    run = dict(np.load(path))
+    np.savez(path, **run | {"h_test": 9 * np.eye(run["h_test"].shape[1])[run["y_test"]]})
+    rows = {row["name"]: row for row in measure.result(out)["rows"]}
+    runs = measure.Runs(out)
+    decided = [runs.decide(run, "") for run in runs.seeds("cross entropy")]
+    each = [runs.costs.mean(runs.confusions([one], "test").sum(0)) for one in decided]
+    fewer = [row for row in rows.values() if row["seeds"] == 1]
+    assert fewer and each[0] > each[1] == 0 and rows["cross entropy"]["seeds"] == 2
+    for row in fewer:
+        assert row["difference"][0] == pytest.approx(row["cost"][0] - each[0], abs=1e-12)
 
 
 def test_the_dashed_line_of_the_curve_is_the_chosen_row():

@@ -43,7 +43,9 @@ class OnFeatures(Method):
     """A scikit-learn classifier that predicts from the features in the place of the network's own.
 
     classifier: made, not fitted; it must know `predict_proba`. `finish` fits it to the training set's features. stage:
-    where the features are taken (see `imbook.nets`), default what the network's classifier is given.
+    where the features are taken (see `imbook.nets`), default what the network's classifier is given. The classifier
+    sees them in double precision: in float32 the optimiser of scikit-learn stops where rounding lets it, which differs
+    from one processor to the next.
     """
 
     def __init__(self, classifier: Any, stage: str | None = None) -> None:
@@ -51,7 +53,7 @@ class OnFeatures(Method):
         self.classifier, self.stage = classifier, stage
 
     def finish(self, net: nn.Module, train: AnyBatches, valid: AnyBatches | None = None) -> None:
-        self.classifier.fit(wide(embed(net, train, self.stage)).cpu().numpy(), train.y.cpu().numpy())
+        self.classifier.fit(embed(net, train, self.stage).double().cpu().numpy(), train.y.cpu().numpy())
         self.classes = len(train.n)
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -62,7 +64,9 @@ class OnFeatures(Method):
         z = wide(features(net, x, self.stage).flatten(1))  # (B, D)
         p = z.new_zeros(len(z), self.classes)  # (B, C)
         there = torch.as_tensor(self.classifier.classes_, device=z.device)
-        p[:, there] = torch.as_tensor(self.classifier.predict_proba(z.cpu().numpy()), dtype=z.dtype, device=z.device)
+        p[:, there] = torch.as_tensor(
+            self.classifier.predict_proba(z.double().cpu().numpy()), dtype=z.dtype, device=z.device
+        )
         return p.log()
 
 

@@ -55,6 +55,11 @@ class Runs:
         name = "-".join(filter(None, (label, part))).replace(" ", "-")
         return [run for stem, run in self.found.items() if stem.rpartition("-")[0] == name]
 
+    def numbers(self, label: str) -> list[str]:
+        """The seeds of one method's runs, in the order of `seeds`."""
+        name = label.replace(" ", "-")
+        return [seed for stem in self.found for of, _, seed in [stem.rpartition("-")] if of == name]
+
     def labels(self) -> list[str]:
         """The methods that have a run, the simplest first."""
         return [label for label in SIMPLICITY if "," not in label and self.seeds(label)]
@@ -134,7 +139,7 @@ def result(out: Path) -> dict[str, Any]:
     readings = {name: d for label in runs.labels() for name, d in runs.readings(label).items()}
     by_group = {name: {part: runs.confusions(d, part) for part in ("valid", "test")} for name, d in readings.items()}
     chosen, simple, valid = _choice(runs, by_group, readings)
-    rows = [_row(runs, name, by_group, valid, len(readings[name])) for name in readings]
+    rows = [_row(runs, name, by_group[name]["test"], valid[name], readings) for name in readings]
     label, _, way = chosen.partition(",")
     shown = _median_seed(runs, readings[chosen])
     run = runs.seeds(label)[shown]
@@ -166,11 +171,14 @@ def _choice(runs, by_group, readings):
     return chosen, judge.simplest(finalists, error, SIMPLICITY), cost
 
 
-def _row(runs, name, by_group, valid, seeds):
-    test, first = by_group[name]["test"], by_group[FIRST]["test"]
+def _row(runs, name, test, valid, readings):
+    """A reading's numbers; its difference in cost is to cross entropy as trained with the same seeds."""
+    own = runs.numbers(name.partition(",")[0])
+    same = [d for d, seed in zip(readings[FIRST], runs.numbers(FIRST), strict=True) if seed in own]
+    first = runs.confusions(same, "test")
     measures = {"cost": runs.costs.mean, "recall": judge.recall, **judge.MEASURES}
     whole, draws = test.sum(0), judge.drawn(test, **measures)
-    row = dict(name=name, seeds=seeds, valid_cost=valid[name])
+    row = dict(name=name, seeds=len(own), valid_cost=valid)
     for key in ("cost", *judge.MEASURES):
         row[key] = [float(measures[key](whole)), *judge.interval(draws[key])]
     paired = draws["cost"] - judge.drawn(first, cost=runs.costs.mean)["cost"]
