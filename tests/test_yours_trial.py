@@ -233,6 +233,7 @@ def test_a_short_training_is_said(finished):
         assert set(found["versions"]) == {"imbook", "torch"}
     assert "Each run had 276 steps. That is short" in said[6] and "That is short" not in said[30]
     assert "too few to tell the two apart" in said[30] and "one standard error" in said[30]
+    assert "It costs less in 10 of 10 training seeds" in said[6] and "training seeds" in said[30]
     own = json.loads((finished[0] / "result.json").read_text())
     one_epoch = np.load(finished[0] / "runs/cross-entropy-0.npz")["n"].sum()
     assert f"Each run had {2 * int(np.ceil(one_epoch / 16))} steps." in " ".join(report.recommendation(own))
@@ -252,6 +253,11 @@ def test_a_row_with_fewer_seeds_is_held_against_the_same_seeds(finished, tmp_pat
     assert fewer and each[0] > each[1] == 0 and rows["cross entropy"]["seeds"] == 2
     for row in fewer:
         assert row["difference"][0] == pytest.approx(row["cost"][0] - each[0], abs=1e-12)
+    for row in rows.values():
+        assert len(row["by_seed"]) == row["seeds"]
+        assert np.mean(row["by_seed"]) == pytest.approx(row["difference"][0], abs=1e-12)
+    two = [row for row in rows.values() if row["seeds"] == 2]
+    assert len(two) > 1 and all(row["by_seed"][1] >= 0 for row in two)  # cross entropy of seed 1 makes no error here
 
 
 def test_the_dashed_line_of_the_curve_is_the_chosen_row():

@@ -178,7 +178,9 @@ def _row(runs, name, test, valid, readings):
     first = runs.confusions(same, "test")
     measures = {"cost": runs.costs.mean, "recall": judge.recall, **judge.MEASURES}
     whole, draws = test.sum(0), judge.drawn(test, **measures)
-    row = dict(name=name, seeds=len(own), valid_cost=valid)
+    by_seed = lambda some: [float(runs.costs.mean(runs.confusions([d], "test").sum(0))) for d in some]  # noqa: E731
+    gaps = np.subtract(by_seed(readings[name]), by_seed(same)).tolist()
+    row = dict(name=name, seeds=len(own), valid_cost=valid, by_seed=gaps)  # in cost, to cross entropy of that seed
     for key in ("cost", *judge.MEASURES):
         row[key] = [float(measures[key](whole)), *judge.interval(draws[key])]
     paired = draws["cost"] - judge.drawn(first, cost=runs.costs.mean)["cost"]

@@ -79,6 +79,9 @@ def recommendation(found: dict[str, Any]) -> list[str]:
         said.append(f"The difference is {_with(row['difference'])}: the interval excludes 0.")
     else:
         said.append(f"The difference is {_with(row['difference'])}: test pictures are too few to tell the two apart.")
+    if row["seeds"] > 1 and found["chosen"] != measure.FIRST:
+        less = sum(gap < 0 for gap in row["by_seed"])
+        said.append(f"It costs less in {less} of {row['seeds']} training seeds; the interval leaves out their spread.")
     if found["simple"] != found["chosen"]:
         said.append(f"Simpler, and within one standard error of it on validation pictures: {found['simple']}.")
     steps = found["plan"]["epochs"] * -(-sum(found["train"]) // batch_size(sum(found["train"])))
