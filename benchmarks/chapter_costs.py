@@ -17,6 +17,7 @@ from statistics import median
 
 import nbformat
 import psutil
+import torch
 from nbclient import NotebookClient
 from timing import write
 
@@ -62,6 +63,7 @@ def measure(path):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # of this process, which the record names; the kernels have one by their environment
     os.environ |= {"IMBOOK_TRAIN": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     paths = [Path(a).resolve() for a in sys.argv[1:]] or sorted(ROOT.glob("notebooks/*.ipynb"))
     for path in paths:
