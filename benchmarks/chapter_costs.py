@@ -1,15 +1,15 @@
-"""What executing a chapter takes: python benchmarks/chapter_costs.py [NOTEBOOK ...], default all of them.
+"""What executing a chapter takes: python benchmarks/chapter_costs.py [--rounds N] [NOTEBOOK ...], default all.
 
 Each notebook runs from top to bottom in a fresh kernel, on one thread, without a GPU, as a reader runs it (Linux only).
 Its processor time is that of the kernel and of the processes that it starts, imports included, so a busy machine hardly
-changes it; its memory is the largest sum over these processes, pages that they share counted once. Medians of three
-runs. Updates one JSON record; `make generated` writes its numbers into the chapters' heads.
+changes it; its memory is the largest sum over these processes, pages that they share counted once. Medians of
+three runs, or of N. Updates one JSON record; `make generated` writes its numbers into the chapters' heads.
 """
 
+import argparse
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -25,7 +25,6 @@ from imbook import records
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = records.RECORDS / "chapter-costs-cpu.json"
-ROUNDS = 3
 SPENT = "import resource as r; print(sum(sum(r.getrusage(w)[:2]) for w in (r.RUSAGE_SELF, r.RUSAGE_CHILDREN)))"
 
 
@@ -65,12 +64,15 @@ def measure(path):
 if __name__ == "__main__":
     torch.set_num_threads(1)  # of this process, which the record names; the kernels have one by their environment
     os.environ |= {"IMBOOK_TRAIN": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    paths = [Path(a).resolve() for a in sys.argv[1:]] or sorted(ROOT.glob("notebooks/*.ipynb"))
-    for path in paths:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("notebooks", type=Path, nargs="*", default=sorted(ROOT.glob("notebooks/*.ipynb")))
+    given = parser.parse_args()
+    for path in (some.resolve() for some in given.notebooks):
         began = time.perf_counter()
-        runs = [measure(path) for _ in range(ROUNDS)]
+        runs = [measure(path) for _ in range(given.rounds)]
         seconds, memory = (median(values) for values in zip(*runs, strict=True))
         chapters = json.loads(RECORD.read_text())["chapters"] if RECORD.exists() else {}
-        chapters[path.stem] = dict(seconds=round(seconds, 1), gigabytes=round(memory / 1e9, 2), runs=ROUNDS)
-        print(path.stem, chapters[path.stem], f"({time.perf_counter() - began:.0f} s for {ROUNDS} runs)", flush=True)
+        chapters[path.stem] = dict(seconds=round(seconds, 1), gigabytes=round(memory / 1e9, 2), runs=given.rounds)
+        print(path.stem, chapters[path.stem], f"({time.perf_counter() - began:.0f} s)", flush=True)
         write(dict(chapters=dict(sorted(chapters.items()))), RECORD)

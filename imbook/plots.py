@@ -117,16 +117,20 @@ def strip(runs: pd.DataFrame, metric: str = "balanced_accuracy", ax: Axes | None
     return ax
 
 
-def differences(compared: pd.DataFrame, ax: Axes | None = None, unit: str = "points of balanced accuracy") -> Axes:
+def differences(
+    compared: pd.DataFrame, ax: Axes | None = None, unit: str = "points of balanced accuracy", rule: bool = False
+) -> Axes:
     """Paired differences with their intervals: a dot and a bar per row, a line at 0, the first row on top.
 
     compared: difference, low and high (see `imbook.verdicts.compare`), the rows' names in the index. unit: of the axis.
     The dot is full where the interval excludes 0, else empty; it has the colour of the row's method (`COLOURS`), or is
-    black. Rows without a number are left empty.
+    black. Rows without a number are left empty. rule: full only where the column verdict is 'holds' or 'reversed', too.
     """
     ax = _axes(ax, height=0.8 + 0.28 * len(compared))
-    for row, (difference, low, high) in enumerate(compared[["difference", "low", "high"]].to_numpy(dtype=float)):
-        found, method = low > 0 or high < 0, _method(str(compared.index[row]))
+    told = compared["verdict"].isin(["holds", "reversed"]) if rule else [True] * len(compared)
+    numbers = compared[["difference", "low", "high"]].to_numpy(dtype=float)
+    for row, ((difference, low, high), holds) in enumerate(zip(numbers, told, strict=True)):
+        found, method = (low > 0 or high < 0) and holds, _method(str(compared.index[row]))
         colour = "black" if method is None else COLOURS[method]
         ax.plot([low, high], [row, row], color=colour, linewidth=1.6)
         ax.plot(difference, row, "o", color=colour, markerfacecolor=colour if found else "white", markersize=6)

@@ -46,7 +46,7 @@ def outputs(path):
         for output in cell["outputs"]:
             text.append("".join(output.get("text", "")))
             text += ["".join(v) for k, v in output.get("data", {}).items() if k in ("text/plain", "text/html")]
-    return re.sub(r"<style.*?</style>|<[^>]+>", " ", "\n".join(text), flags=re.DOTALL)
+    return re.sub(r"<style.*?</style>|</?[A-Za-z][^>]*>", " ", "\n".join(text), flags=re.DOTALL)
 
 
 def solutions(path):

@@ -69,6 +69,9 @@ def test_differences():
         assert list(bars[row].get_xdata()) == [low, high] and list(bars[row].get_ydata()) == [row, row]
         assert list(dots[row].get_xdata()) == [compared["difference"].iloc[row]]
     assert [d.get_markerfacecolor() for d in dots[:3]] == ["black", "black", "white"], "full: the interval excludes 0"
+    judged = compared.assign(verdict=["holds", "does not hold", "does not hold", "not tested"])
+    drawn = plots.differences(judged, ax=plt.subplots()[1], rule=True).lines
+    assert [d.get_markerfacecolor() for d in drawn[1:6:2]] == ["black", "white", "white"], "full: the rule agrees, too"
     assert list(ax.lines[-1].get_xdata()) == [0, 0] and ax.get_xlabel() == "difference, points of balanced accuracy"
     drawn = plots.differences(compared.rename(index={"better": "MFW", "worse": "mixup"}), ax=plt.subplots()[1]).lines
     assert [line.get_color() for line in drawn[1:6:2]] == [plots.COLOURS["MFW"], plots.COLOURS["mixup"], "black"]

@@ -21,7 +21,7 @@ from imbook.tables import TABLES, rivals  # noqa: E402
 
 FREE = "logit adjustment"
 SIMPLE = ("moved thresholds", "balanced softmax", "re-trained classifier", "class weights", "over-sampling",
-          "tau-normalisation", "focal loss", "mixup", "cross entropy")  # fmt: skip
+          "tau-normalisation", "focal loss", "mixup", "CDT", "label smoothing", "cross entropy")  # fmt: skip
 METHODS = ("CRL", "CDB", "DOS", "MFW")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 IN_WORDS = {"moved thresholds": "one moved threshold per class, fitted on validation images",
@@ -171,10 +171,10 @@ def draw(found, path):
     each = {title: gaps(runs) for title, runs in found.items()}
     mean: pd.Series = pd.DataFrame({title: gap["difference"] for title, gap in each.items()}).mean(axis=1)
     order, lines = mean.sort_values(ascending=False).index, (len(each) + 1) // 2
-    size = dict(figsize=(8, 3.4 * lines + 0.4), layout="constrained")
+    size = dict(figsize=(8, 3.8 * lines + 0.4), layout="constrained")
     figure, axes = plt.subplots(lines, 2, sharey=True, squeeze=False, **size)
     for ax, (title, gap) in zip(axes.flat, each.items()):
-        plots.differences(gap.loc[order], ax, "points")
+        plots.differences(gap.loc[order], ax, "points", rule=True)
         ax.set_title(title, fontsize=10)
     for ax in axes.flat[len(each) :]:
         ax.axis("off")
