@@ -10,7 +10,8 @@ SENTENCE = re.compile(r"\*\*It costs\*\* .*?\.(?= |$)", flags=re.MULTILINE)
 def sentence(root, chapter):
     """The sentence of a chapter, such as "01_imbalance"."""
     cost = json.loads((root / "imbook/records/chapter-costs-cpu.json").read_text())["chapters"][chapter]
-    runs = f"median of {cost['runs']} executions" if cost["runs"] > 1 else "one execution"
+    many = {1: "one execution", 3: "median of three executions"}
+    runs = many.get(cost["runs"], f"median of {cost['runs']} executions")
     return (
         f"**It costs** {cost['seconds']:.0f} seconds of one processor core and {cost['gigabytes']:.1f} GB of memory "
         f"(measured, {runs})."
