@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageOps
 
 PLAIN = "#4d4d4d"  # cross entropy, as in the whole book
-PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#c8733c"}
+PARTS = {"train": "#31688e", "valid": "#8fa8b8", "test": "#111111"}  # black: the choice, too; no method's colour
+OTHERS = "#999999"
 SHOWN, EACH, PAIRS, SIDE = 10, 8, 6, 64  # of the findings: classes, pictures per class, pairs, pixels of a side
 
 
@@ -98,14 +99,14 @@ def sizes(result: dict[str, Any], ax: Axes) -> Axes:
 
 
 def dots(result: dict[str, Any], ax: Axes, key: str = "cost") -> Axes:
-    """A test metric of each row with its interval, the chosen row in colour, the least validation cost on top.
+    """A test metric of each row with its interval, the chosen row in black, the least validation cost on top.
 
     key: of the rows: cost, balanced_accuracy, accuracy or macro_f1.
     """
     rows = sorted(result["rows"], key=lambda row: row["valid_cost"], reverse=True)
     for k, row in enumerate(rows):
         mean, low, high = row[key]
-        colour = PARTS["test"] if row["name"] == result["chosen"] else "#777777"
+        colour = PARTS["test"] if row["name"] == result["chosen"] else OTHERS
         ax.plot([low, high], [k, k], color=colour, lw=2)
         ax.plot(mean, k, "o", color=colour)
     name = "cost" if key == "cost" else key.replace("_", " ").replace("f1", "F1")
@@ -131,7 +132,7 @@ def calibration(result: dict[str, Any], ax: Axes) -> Axes:
     """Share right against confidence on test pictures, before and after calibration; larger points hold more."""
     found = result["calibration"]
     ax.plot([0, 1], [0, 1], color="#999999", lw=1)
-    for (name, points), colour in zip(found["points"].items(), ("#777777", PARTS["test"])):
+    for (name, points), colour in zip(found["points"].items(), (OTHERS, PARTS["test"])):
         sure, right, many = np.array(points).T
         ax.plot(sure, right, color=colour, lw=1)
         ax.scatter(sure, right, 8 + 200 * many / many.sum(), color=colour, label=name, zorder=3)
