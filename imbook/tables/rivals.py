@@ -162,10 +162,10 @@ TABLES = {
         )
         for name, (title, split) in SETS.items()
     },
-    **{
+    **{  # ratio 10 with the settings chosen at ratio 100
         f"rivals-{name}-{ratio}": Table(
             f"The rivals and the methods on {SETS[name][0]}, ratio {ratio}",
-            finals(replace(SETS[name][1], ratio=ratio), "lenet", SMALL_ONCE, choice),
+            finals(replace(SETS[name][1], ratio=ratio), "lenet", SMALL_ONCE, choice, untuned=ratio == 100),
             together(10),
         )
         for ratio in (100, 10)
