@@ -180,6 +180,15 @@ TABLES = {
         ),
         together(10),
     ),
+    "rivals-deferred-100": Table(
+        "Inverse-frequency weights from epoch 16, with the mean over samples: the control of tuned class weights",
+        tuple(
+            Row(f"class weights, mean over samples: {title}", split, "lenet", SMALL_ONCE, "Weighted",
+                {"scheme": "inverse", "start": SMALL_ONCE.epochs * 4 // 5, "reduction": "samples"})
+            for title, split in SETS.values()
+        ),
+        together(10),
+    ),
     "rivals-repetition-100": Table(
         "Each class as often as the largest, from where deep over-sampling starts, and logits adjusted: its control",
         tuple(
