@@ -16,7 +16,7 @@ from imbook.methods import CRL, crl
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     yield importlib.import_module
-    for name in ("timing", "per_rank", "step_memory", "growth", "exchange"):
+    for name in ("timing", "per_rank", "step_memory", "growth", "exchange", "leak"):
         sys.modules.pop(name, None)
 
 
@@ -106,3 +106,30 @@ def test_the_bytes_of_gathered_tables(script):
         tables = 6 if name == "DOS" else 1  # an image and its five neighbours
         more = features * (name in ("CRL, instance", "MFW", "DOS"))  # given features have no gradient
         assert found["bytes"] == {"one": 0, "global": 2 * tables * scores + more, "rank": 0}, name
+
+
+@pytest.mark.parametrize("kind", ["neighbours", "copies"])
+def test_the_groups_whose_split_leaks(script, kind):
+    leak = script("leak")
+    images, groups = leak.made(kind)
+    n = [many if kind == "neighbours" else many // 3 * 3 for many in leak.MANY]
+    assert data.counts(images.y).tolist() == n and images.x.shape == (sum(n), 1, 8, 8)
+    assert len(set(groups.tolist())) == sum(-(-n_c // 3) for n_c in n)
+    x = images.x.float().flatten(1)
+    apart = torch.stack([(x[0:177:3] - x[k:177:3]).square().mean(1).sqrt() for k in (1, 2)])  # of the zeros
+    assert (apart < 1.3 * leak.NOISE).all() if kind == "copies" else apart.median() > 1.3 * leak.NOISE
+    assert apart.min() > 0
+    taken = x if kind == "neighbours" else x[::3]  # of the copies the digits themselves
+    assert not (torch.cdist(leak.fresh().x.float().flatten(1), taken) == 0).any()
+
+
+def test_the_record_of_splits_that_leak(script):
+    leak = script("leak")
+    of = json.loads((records.RECORDS / "leak-digits.json").read_text())
+    for kind, ways in of["claims"].items():
+        images, groups = leak.made(kind)
+        assert {len(found) for found in ways.values()} == {len(leak.SPLITS)}
+        assert not any(share for _, share, _ in ways["by groups"])
+        train, _, test = leak.split.at_random(images.y.numpy(), leak.SPLITS[-1])
+        assert ways["at random"][-1][1] == pytest.approx(100 * leak.split.leaked(train, test, groups), abs=0.01)
+    assert len(of["curves"]) == len(leak.SEEDS) and all(list(curve) == ["2", "3", "6"] for curve in of["curves"])
