@@ -304,6 +304,26 @@ def test_stored_neighbours_give_gradient_to_g_alone_and_live_ones_to_f():
     assert torch.allclose(grads["stored"][1][1], grads["live"][1][1], atol=1e-7)
 
 
+def test_fresh_neighbours_are_the_live_ones_without_their_gradient():
+    made, train = toy()
+    grads = {}
+    for v in ("stored", "live", "fresh"):
+        for lean in (False, True):
+            method = DOS(N, k=1, lambda_=0.0, v=v, lean=lean, **ROUNDS)
+            began(method, made=made)
+            if v != "stored":
+                method.z.zero_()  # what is stored plays no part
+            i = (train.y == 2).nonzero().flatten()
+            loss = method(made, train.normalise(train.x[i]), train.y[i], i)
+            weights = [made.hidden[0].weight, made.head.weight]
+            grads[v, lean] = loss, *torch.autograd.grad(loss, weights, allow_unused=True)
+    for lean in (False, True):
+        for fresh, live in zip(grads["fresh", lean][::2], grads["live", lean][::2], strict=True):
+            assert torch.equal(fresh, live), "the same value, and the same gradient of g"
+        assert grads["fresh", lean][1].abs().max() == grads["stored", lean][1].abs().max() == 0, "and none of f"
+        assert grads["live", lean][1].abs().max() > 0
+
+
 def test_l_f_pulls_a_batch_towards_its_neighbours():
     method = DOS(N, k=3, w="equal", minority="half", **ROUNDS)
     made, train = began(method)

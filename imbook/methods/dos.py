@@ -143,9 +143,10 @@ class DOS(Method):
     features to their mean: no unit, and it stays when one class contracts), 'spread' (the mean over the minority's
     neighbours: no unit either, but it shrinks with the class, so that the pull does not fade), 'features' (D) or
     'none' (1, as printed); see also `scale_or_one`. v: 'stored' (fixed through the round: H(g(v), y) gives gradient to
-    g only, and little but l'_f moves f for a minority image) or 'live' (v = f of the neighbour's image, with gradient).
-    lean: 'live' embeds the neighbours of minority images alone: the same loss where f has no BatchNorm or dropout, for
-    less on a CPU; no CUDA graph holds such a step, whose sizes depend on the batch.
+    g only, and little but l'_f moves f for a minority image), 'live' (v = f of the neighbour's image, with gradient) or
+    'fresh' (the same v, but its gradient is cut: the control that tells whether live ones help by their gradient).
+    lean: 'live' and 'fresh' embed the neighbours of minority images alone: the same loss where f has no BatchNorm or
+    dropout, for less on a CPU; no CUDA graph holds such a step, whose sizes depend on the batch.
     read: also read the features by k nearest neighbours and logistic regression (`imbook.methods.features.readings`).
 
     Logs round, spread (that mean, unscaled), and within and within_majority: the variance of features around the class
@@ -163,7 +164,7 @@ class DOS(Method):
         for name, value, known in (
             ("w", w, ("simplex", "uniform", "equal", "none")),
             ("scale", scale, ("variance", "spread", "features", "none")),
-            ("v", v, ("stored", "live")),
+            ("v", v, ("stored", "live", "fresh")),
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r}: choose from {', '.join(map(repr, known))}")
@@ -173,7 +174,7 @@ class DOS(Method):
                 "every at least 1, r above 0"
             )
         self.k, self.start, self.every, self.stage, self.lambda_ = k, start, every, stage, lambda_
-        self.law, self.scale_by, self.live, self.lean, self.read = w, scale, v == "live", lean, read
+        self.law, self.scale_by, self.v, self.lean, self.read = w, scale, v, lean, read
         small = small_classes(n, minority)
         times = torch.where(small, (r * n.max() / n.clamp(min=1)).round().clamp(min=1), 1)
         self.register_buffer("small", small)  # (C,)
@@ -220,9 +221,10 @@ class DOS(Method):
         v = self.z[near]
         lean = self.lean and distributed.size() == 1  # so few rows may be fewer than ranks
         some: Any = self.active[self.source.y[i]] if lean else slice(None)  # whose neighbours pass f
-        if self.live and len(used := near[some]):
+        if self.v != "stored" and len(used := near[some]):
             x = self.source.inputs(distributed.own(used.flatten()))
             fresh = features(net, x, self.stage).flatten(1).view(*used.shape, -1)
+            fresh = fresh.detach() if self.v == "fresh" else fresh
             v = v.to(fresh.dtype).index_put((some,), fresh) if lean else fresh
         return v, w
 
