@@ -94,7 +94,7 @@ def weights(by_group: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Iterator
     """How often the bootstrap draws each group, yielded in pieces: float64 (50, G). by_group: (G, C, C).
 
     Groups are drawn with replacement within strata: those whose rarest class is the same. So a small class
-    rarely vanishes from a draw; without groups, or with one class in each, every class is drawn on its own and none does.
+    rarely vanishes from a draw. With one class in each group none does; without groups each class is drawn on its own.
     """
     rng, of = np.random.default_rng(seed), by_group.sum(2)  # (G, C)
     stratum = np.where(of > 0, of.sum(0), np.inf).argmin(1)  # (G,)
