@@ -26,6 +26,15 @@ def test_the_correction_counts_every_tuned_row(sets):
     assert "on both Fashion-MNIST sets and step-imbalanced MNIST" in found.ahead(sets)
 
 
+def test_what_remains_at_ratio_10_is_told_from_its_own_runs(sets):
+    mild = found.complete(10)
+    told = found.milder(sets, mild)
+    assert set(mild) <= set(sets) and told.count("mixup (") == 0
+    for title, runs in mild.items():
+        gain = [runs[runs["label"] == k]["balanced_accuracy"].mean() for k in (found.FREE, "cross entropy")]
+        assert f"{gain[0] - gain[1]:.1f}" in told and len(runs) < len(sets[title])
+
+
 def test_lists_in_words(sets):
     assert found.listed(["a"]) == "a" and found.listed(["a", "b", "c"]) == "a, b and c"
     assert found.places(list(sets), sets) == "all four sets"

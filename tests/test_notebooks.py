@@ -391,7 +391,7 @@ def test_step_costs_page_is_up_to_date():
 
 def test_the_landing_page_says_what_the_records_say():
     command = [sys.executable, "-c", "import sys, runpy; sys.path.insert(0, 'tools'); import found; "
-               "print(found.page(found.complete()))"]  # fmt: skip
+               "print(found.page(found.complete(), found.complete(10)))"]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert (ROOT / "book/_generated/found.md").read_text() == run.stdout, "run `make generated`"
 
