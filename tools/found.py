@@ -73,8 +73,8 @@ def advice(found):
     each = {title: against(gaps(runs)) for title, runs in found.items()}
     where = {k: places([t for t, own in each.items() if own == k], found) for k in dict.fromkeys(each.values())}
     return (
-        "**Start with logit adjustment: subtract the log of the class sizes from a trained network's outputs (its logits, "
-        "before the softmax).** "
+        "**Start with logit adjustment: subtract the log of the class sizes from a trained network's outputs (its "
+        "logits, before the softmax).** "
         f"With a factor on that log chosen on validation images, {'; '.join(f'on {t} {k}' for k, t in where.items())}. "
         "The methods are in our versions, tuned by the same rule; the largest class has 100 times the images of the "
         "smallest."
@@ -155,8 +155,8 @@ def milder(found, mild):
         gained[ratio] = [f"{verdicts.between(pair, FREE, 'cross entropy')['difference']:.1f}" for pair in pairs]
     text = (
         f"Where the largest class has only ten times the images of the smallest ({places(list(mild), mild)}, with the "
-        f"settings chosen above), logit adjustment with its factor gains {listed(gained['10'])} points over cross entropy, against {listed(gained['100'])}. "
-        f"{ahead(mild)} {on_top(mild)}"
+        f"settings chosen above), logit adjustment with its factor gains {listed(gained['10'])} points over cross "
+        f"entropy, against {listed(gained['100'])}. {ahead(mild)} {on_top(mild)}"
     )
     return text.replace(IN_WORDS["mixup"], "mixup")  # explained above
 
