@@ -35,6 +35,15 @@ def test_what_remains_at_ratio_10_is_told_from_its_own_runs(sets):
         assert f"{gain[0] - gain[1]:.1f}" in told and len(runs) < len(sets[title])
 
 
+def test_a_set_counts_once_all_its_runs_are_there(monkeypatch):
+    have, whole = found.records.load(), found.complete(10)
+    name, title = next((name, title) for name, (title, _) in rivals.SETS.items() if title in whole)
+    table = found.TABLES[f"rivals-{name}-10"]
+    missing = table.rows[-1].key(table.seeds[-1])
+    monkeypatch.setattr(found.records, "load", lambda: {key: r for key, r in have.items() if key != missing})
+    assert set(found.complete(10)) == set(whole) - {title}
+
+
 def test_lists_in_words(sets):
     assert found.listed(["a"]) == "a" and found.listed(["a", "b", "c"]) == "a, b and c"
     assert found.places(list(sets), sets) == "all four sets"
