@@ -135,6 +135,16 @@ def test_the_control_of_deep_over_sampling_begins_with_it():
         assert row.hyper == {"whole": True, "start": dos.hyper["start"]}
 
 
+def test_seeds_suffice_for_the_corrected_rank_test():
+    """With n pairs its p is 2 / 2^n at least, so that too few seeds could show nothing, however clear it was."""
+    finals = {name: TABLES[name] for name in TABLES if name.startswith("rivals-") and name.endswith(("-100", "-10"))}
+    compared = {name: table for name, table in finals.items() if "moved thresholds" in {r.label for r in table.rows}}
+    assert len(compared) == 2 * len(rivals.SETS) + len(rivals.CIFAR_SETS)
+    for name, table in compared.items():
+        alone = [row for row in table.rows if not any(k in row.label for k in ("untuned", " and ", "adjusted"))]
+        assert 2 / 2 ** len(table.seeds) * (len(alone) - 1) < 0.05, name
+
+
 # The queue
 
 
