@@ -33,6 +33,9 @@ def test_what_remains_at_ratio_10_is_told_from_its_own_runs(sets):
     for title, runs in mild.items():
         gain = [runs[runs["label"] == k]["balanced_accuracy"].mean() for k in (found.FREE, "cross entropy")]
         assert f"{gain[0] - gain[1]:.1f}" in told and len(runs) < len(sets[title])
+    moved = {title: found.gaps(runs).loc[found.MOVED] for title, runs in mild.items()}
+    behind = [title for title, gap in moved.items() if gap["verdict"] == "reversed" and gap["high"] < 0]
+    assert behind and f"Moved thresholds were behind it on {found.places(behind, mild)}." in told
 
 
 def test_a_set_counts_once_all_its_runs_are_there(monkeypatch):

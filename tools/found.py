@@ -19,12 +19,12 @@ import pandas as pd  # noqa: E402
 from imbook import plots, records, results, verdicts  # noqa: E402
 from imbook.tables import TABLES, rivals  # noqa: E402
 
-FREE = "logit adjustment"
-SIMPLE = ("moved thresholds", "balanced softmax", "re-trained classifier", "class weights", "over-sampling",
+FREE, MOVED = "logit adjustment", "moved thresholds"
+SIMPLE = (MOVED, "balanced softmax", "re-trained classifier", "class weights", "over-sampling",
           "tau-normalisation", "focal loss", "mixup", "CDT", "label smoothing", "cross entropy")  # fmt: skip
 METHODS = ("CRL", "CDB", "DOS", "MFW")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-IN_WORDS = {"moved thresholds": "one moved threshold per class, fitted on validation images",
+IN_WORDS = {MOVED: "one moved threshold per class, fitted on validation images",
             "mixup": "mixup (which trains on blends of two images)"}  # fmt: skip
 
 
@@ -154,10 +154,12 @@ def on_top(found):
 def milder(found, mild):
     """What remains at ratio 10, with the settings of ratio 100."""
     few, many = ([f"{gain(of[title])['difference']:.1f}" for title in mild] for of in (mild, found))
+    behind = [title for title, runs in mild.items() if gaps(runs)["verdict"][MOVED] == "reversed"]
+    alone = ahead(mild) + (f" Moved thresholds were behind it on {places(behind, mild)}." if behind else "")
     text = (
         f"Where the largest class has only ten times the images of the smallest ({places(list(mild), mild)}, with the "
         f"settings chosen above), logit adjustment with its factor gains {listed(few)} points over cross entropy (at "
-        f"100 times {listed(many)}). {ahead(mild)} {on_top(mild)}"
+        f"100 times {listed(many)}). {alone} {on_top(mild)}"
     )
     return text.replace(IN_WORDS["mixup"], "mixup")  # explained above
 
