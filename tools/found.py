@@ -123,7 +123,11 @@ def ahead(found):
     for label, gain in told.items():
         ends = list(dict.fromkeys(f"{end(gain.values()):.1f}" for end in (min, max)))
         rows.append(f"{IN_WORDS.get(label, label)}, by {' to '.join(ends)} points on {places(list(gain), found)}")
-    return f"Alone, ahead of logit adjustment with its factor: {'; '.join(rows) or 'nothing'}."
+    return (
+        f"Alone, ahead of logit adjustment with its factor: {'; '.join(rows)}."
+        if rows
+        else "No method alone was ahead of logit adjustment with its factor."
+    )
 
 
 def on_top(found):
@@ -148,7 +152,7 @@ def on_top(found):
     said += [f"on {places(none, found)} nothing was"] if none else []
     lost = [f"{family} on {places(sets, found)}" for family, sets in behind.items()]
     text = f"With the log subtracted from a method's own outputs, ahead of it were: {'; '.join(said)}."
-    return f"{text} Behind it were {listed(lost)}." if lost else text
+    return f"{text} Behind it, with the log subtracted, were {listed(lost)}." if lost else text
 
 
 def milder(found, mild):
@@ -157,9 +161,9 @@ def milder(found, mild):
     behind = [title for title, runs in mild.items() if gaps(runs)["verdict"][MOVED] == "reversed"]
     alone = ahead(mild) + (f" Moved thresholds were behind it on {places(behind, mild)}." if behind else "")
     text = (
-        f"Where the largest class has only ten times the images of the smallest ({places(list(mild), mild)}, with the "
-        f"settings chosen above), logit adjustment with its factor gains {listed(few)} points over cross entropy (at "
-        f"100 times {listed(many)}). {alone} {on_top(mild)}"
+        f"Where the largest class has only ten times the images of the smallest ({places(list(mild), mild)}, in the "
+        "order of the figure, with the settings chosen at ratio 100), logit adjustment with its factor gains "
+        f"{listed(few)} points over cross entropy (at ratio 100: {listed(many)}). {alone} {on_top(mild)}"
     )
     return text.replace(IN_WORDS["mixup"], "mixup")  # explained above
 
