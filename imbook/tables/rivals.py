@@ -144,8 +144,8 @@ def finals(
 ON_TOP = ("mixup", "over-sampling", "CRL", "CDB", "DOS", "MFW")  # what logits are also adjusted on top of, at tau 1
 # Half as many images as of Fashion-MNIST, so that a processor can make ten seeds: the rank test, corrected over twenty
 # rows, needs as many.
-CIFAR_SMALL = Protocol("cifar-small", 40, 32, 0.05, warmup=2, cosine=True, crop=4, flip=True, watch=10)
-CIFAR_LONGER = replace(CIFAR_SMALL, name="cifar-small, longer", epochs=60)
+CIFAR_SMALL = Protocol("cifar-small", 60, 32, 0.05, warmup=2, cosine=True, crop=4, flip=True, watch=20)
+CIFAR_LONGER = replace(CIFAR_SMALL, name="cifar-small, longer", epochs=90, watch=30)
 CIFAR_FAMILIES = ("class weights", "over-sampling", "logit adjustment", "balanced softmax", "re-trained classifier",
                   "tau-normalisation", "moved thresholds", "mixup", "CRL", "CDB", "DOS", "MFW")  # fmt: skip
 SETS = {
@@ -222,6 +222,6 @@ TABLES = {
             for title, split in CIFAR_SETS.values()
             for label, reading in (("cross entropy", None), ("logit adjustment, untuned", "adjusted, tau 1"))
         ),
-        together(10),
+        together(6),
     ),
 }
