@@ -142,8 +142,8 @@ def finals(
 
 
 ON_TOP = ("mixup", "over-sampling", "CRL", "CDB", "DOS", "MFW")  # what logits are also adjusted on top of, at tau 1
-# Half as many images as of Fashion-MNIST, so that a processor can make ten seeds: the rank test, corrected over twenty
-# rows, needs as many.
+# Half as many images as of Fashion-MNIST, so that a processor can make ten seeds: the rank test, corrected over a
+# table's rows, needs as many (six pairs could show nothing).
 CIFAR_SMALL = Protocol("cifar-small", 60, 32, 0.05, warmup=2, cosine=True, crop=4, flip=True, watch=20)
 CIFAR_LONGER = replace(CIFAR_SMALL, name="cifar-small, longer", epochs=90, watch=30)
 CIFAR_FAMILIES = ("class weights", "over-sampling", "logit adjustment", "balanced softmax", "re-trained classifier",
